@@ -1,0 +1,29 @@
+"""The mix-in that every value of the pipeline shares."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T", bound="Tensors")
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Dataclass mix-in: indexing, `.to` and `.map` act on every tensor field (nested ones too), and on nothing else."""
+
+    def map(self: T, fn: Callable[[Tensor], Tensor]) -> T:
+        def one(value):
+            return fn(value) if isinstance(value, Tensor) else value.map(fn) if isinstance(value, Tensors) else value
+
+        return replace(self, **{f.name: one(getattr(self, f.name)) for f in fields(self)})
+
+    def __getitem__(self: T, i) -> T:
+        def one(value):
+            return value[i] if isinstance(value, Tensor | Tensors) else value
+
+        return replace(self, **{f.name: one(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self: T, *args, **kwargs) -> T:
+        return self.map(lambda t: t.to(*args, **kwargs))

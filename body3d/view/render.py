@@ -1,0 +1,292 @@
+"""Pictures of bodies without a display, a GPU or a system library: a z-buffer rasteriser in plain numpy.
+
+Every visible surface sample is found by testing, for all triangles of about the same size at once, which samples of
+their bounding boxes lie inside (Pineda, "A parallel algorithm for polygon rasterization", 1988). Inverse depth is
+linear over the screen, so one 64-bit maximum per sample (inverse depth in the high bits, face number in the low ones)
+is a whole z-buffer. Only the samples that win are shaded, and pixels are their averages.
+
+Axes are the camera's (OpenCV: x right, y down, z forward, metres); pixel centres are at integers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from body3d.camera import Camera
+from body3d.types import Mesh
+
+NEAR = 0.02  # metres in front of the camera where triangles are cut
+SAMPLES = 2  # per pixel and axis: edges have 2 x 2 samples
+BINS = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64])  # side lengths of bounding boxes treated together
+BATCH = 1 << 18  # bounding-box samples worked on at a time: keeps the temporaries in the processor's cache
+STRIP = 1 << 22  # samples of the z-buffer held at a time, so that a large photo does not need a large memory
+ROUNDING = 1e-5  # of barycentric coordinates: neighbouring triangles overlap by this much rather than leave a crack
+
+PALETTE = np.array(  # soft, told apart also by colour-blind viewers; one per person, then from the start again
+    [(150, 180, 225), (240, 170, 140), (150, 205, 170), (235, 205, 130), (200, 165, 215), (230, 150, 170),
+     (140, 205, 210), (190, 180, 160)], np.uint8,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a camera sees of some meshes."""
+
+    colour: UInt8[np.ndarray, "H W 3"]  # RGB of the bodies alone; black where there is none
+    alpha: Float[np.ndarray, "H W"]  # share of the pixel that is covered, 0..1
+    depth: Float[np.ndarray, "H W"]  # metres along the optical axis; inf where less than half the pixel is covered
+    person: Int[np.ndarray, "H W"]  # which mesh is in front; -1 where depth is inf
+
+    def over(self, image: UInt8[np.ndarray, "H W 3"], opacity: float = 1.0) -> UInt8[np.ndarray, "H W 3"]:
+        """The bodies laid over `image`."""
+        if image.shape != self.colour.shape:
+            raise ValueError(f"the image is {image.shape}, the rendering {self.colour.shape}: render at the image's size")
+        alpha = self.alpha[..., None] * np.float32(opacity)
+        return np.rint(image + alpha * (self.colour - image.astype(np.float32))).astype(np.uint8)
+
+
+def render(
+    meshes: Sequence[Mesh],
+    camera: Camera,
+    colours: Sequence[UInt8[np.ndarray, "3"] | UInt8[np.ndarray, "V 3"]] | None = None,
+) -> Rendering:
+    """Draw `meshes` (each `verts` (V, 3), world metres) as `camera` sees them, each with its colour (RGB, for the mesh
+    or per vertex; by default one of `PALETTE` each), softly lit from beside the camera.
+
+    Lens distortion is applied to the vertices; edges between them stay straight.
+    """
+    height, width = camera.size
+    corners, corner_colours, owner = _scene(meshes, camera, PALETTE if colours is None else colours)
+    corners, corner_colours, owner = _clip_near(corners, corner_colours, owner)
+    xy = (_project(corners, camera) + 0.5) * SAMPLES - 0.5
+    faces = _Faces.prepare(xy, 1 / corners[..., 2])
+
+    colour = np.zeros((height, width, 3), np.uint8)
+    alpha = np.zeros((height, width), np.float32)
+    depth = np.full((height, width), np.inf, np.float32)
+    person = np.full((height, width), -1, np.int32)
+    rows = max(1, STRIP // (width * SAMPLES**2))
+    for top in range(0, height, rows):
+        strip = slice(top, min(top + rows, height))
+        shape = (strip.stop - top, width)
+        sample, face, inverse_depth = _visible(faces, top * SAMPLES, (shape[0] * SAMPLES, width * SAMPLES))
+        if not len(sample):
+            continue
+        row, column = np.divmod(sample, width * SAMPLES)
+        weights = faces.weights(face, column, row + top * SAMPLES)
+        shaded = np.einsum("nk,nkc->cn", weights, corner_colours[face])
+        pixel = (row // SAMPLES) * width + column // SAMPLES
+
+        covered = np.bincount(pixel, minlength=shape[0] * width)
+        some = np.maximum(covered, 1)
+        mean = [np.bincount(pixel, channel, minlength=len(covered)) / some for channel in shaded]
+        colour[strip] = np.rint(np.stack(mean, axis=-1)).reshape(*shape, 3)
+        alpha[strip] = (covered / SAMPLES**2).reshape(shape)
+        inverse, front = _nearest(pixel, face, inverse_depth, len(covered))
+        half = covered * 2 >= SAMPLES**2
+        depth[strip] = np.where(half, 1 / np.where(half, inverse, 1), np.inf).reshape(shape)
+        person[strip] = np.where(half, owner[front], -1).reshape(shape)
+    return Rendering(colour, alpha, depth, person)
+
+
+def overlay(
+    image: UInt8[np.ndarray, "H W 3"],
+    meshes: Sequence[Mesh],
+    camera: Camera,
+    colours: Sequence[UInt8[np.ndarray, "3"]] | None = None,
+    opacity: float = 0.9,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The photo with the bodies drawn over it; nearer people hide farther ones."""
+    return render(meshes, camera, colours).over(image, opacity)
+
+
+# From meshes to lit triangles in camera space ---------------------------------------------------------------------
+
+
+def _scene(meshes: Sequence[Mesh], camera: Camera, colours) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All triangles of all meshes: corners (F, 3, 3) in camera space, lit colours (F, 3, 3) and mesh number (F,)."""
+    R, t = camera.R.numpy(force=True).astype(np.float64), camera.t.numpy(force=True).astype(np.float64)
+    corners, shades, owner = [np.zeros((0, 3, 3))], [np.zeros((0, 3, 3), np.float32)], [np.zeros(0, np.int32)]
+    for number, mesh in enumerate(meshes):
+        verts = mesh.verts.numpy(force=True).astype(np.float64) @ R.T + t
+        faces = mesh.faces.numpy(force=True).astype(np.int64)
+        if not np.isfinite(verts).all():
+            raise ValueError(f"mesh {number} has vertices that are not finite: nothing to draw")
+        corners.append(verts[faces])
+        lit = light(vertex_normals(verts, faces), np.asarray(colours[number % len(colours)]))
+        shades.append(lit[faces])
+        owner.append(np.full(len(faces), number, np.int32))
+    return np.concatenate(corners), np.concatenate(shades), np.concatenate(owner)
+
+
+def vertex_normals(verts: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
+    """Unit normals, outward for faces that are counter-clockwise from outside; the mean over faces, weighted by area."""
+    a, b, c = (verts[faces[:, k]] for k in range(3))
+    of_face = np.cross(b - a, c - a)
+    corner = faces.T.ravel()
+    total = np.stack([np.bincount(corner, np.tile(of_face[:, k], 3), minlength=len(verts)) for k in range(3)], axis=-1)
+    return total / np.maximum(np.linalg.norm(total, axis=-1, keepdims=True), 1e-20)
+
+
+def light(
+    normals: Float[np.ndarray, "V 3"], colour: UInt8[np.ndarray, "3"] | UInt8[np.ndarray, "V 3"]
+) -> Float[np.ndarray, "V 3"]:
+    """Shaded RGB, 0..255, of matt surfaces in a small studio: a large key light above left of the camera, a weaker one
+    from the right, light from the sky and the floor, and a rim that lifts the outline off a dark photo."""
+    to_eye = np.maximum(-normals[:, 2], 0)
+    key = np.clip((normals @ _unit(-0.45, -0.65, -0.75) + 0.25) / 1.25, 0, None)  # +0.25: soft, it wraps around
+    fill = np.clip((normals @ _unit(0.85, -0.15, -0.5) + 0.25) / 1.25, 0, None)
+    sky = 0.5 - 0.5 * normals[:, 1]  # y is down
+    shine = np.clip(normals @ _unit(-0.25, -0.35, -0.9), 0, None) ** 24
+    rim = (1 - to_eye) ** 4
+    amount = 0.16 + 0.62 * key + 0.16 * fill + 0.20 * sky
+    linear = (colour / 255.0) ** 2.2 * amount[:, None] + (0.04 * shine + 0.06 * rim)[:, None]
+    return (255 * np.clip(linear, 0, 1) ** (1 / 2.2)).astype(np.float32)
+
+
+def _unit(*xyz: float) -> np.ndarray:
+    return np.array(xyz) / np.linalg.norm(xyz)
+
+
+def _clip_near(corners: np.ndarray, shades: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Triangles cut at the plane z = NEAR: what is left of one is none, itself, one or two triangles."""
+    inside = corners[..., 2] > NEAR
+    count = inside.sum(-1)
+    if (count == 3).all():
+        return corners, shades, owner
+    both = np.concatenate([corners, shades], axis=-1)  # cut position and colour alike
+    whole = count == 3
+    parts, owners = [both[whole]], [owner[whole]]
+    for lone_is_inside in (True, False):
+        cut = count == (1 if lone_is_inside else 2)
+        lone = np.argmax(inside[cut] == lone_is_inside, axis=-1)  # the corner that is alone on its side
+        turned = (lone[:, None] + np.arange(3)) % 3  # turn it to the front, keeping the orientation
+        a, b, c = np.moveaxis(np.take_along_axis(both[cut], turned[..., None], axis=1), 1, 0)
+        ab, ac = (a + (NEAR - a[:, 2:3]) / (other[:, 2:3] - a[:, 2:3]) * (other - a) for other in (b, c))
+        pieces = [(a, ab, ac)] if lone_is_inside else [(ab, b, c), (ab, c, ac)]
+        parts += [np.stack(piece, axis=1) for piece in pieces]
+        owners += [owner[cut]] * len(pieces)
+    both = np.concatenate(parts)
+    return both[..., :3], both[..., 3:].astype(np.float32), np.concatenate(owners)
+
+
+def _project(points: Float[np.ndarray, "F 3 3"], camera: Camera) -> Float[np.ndarray, "F 3 2"]:
+    """Pixels of points that are in camera space already."""
+    K = camera.K.numpy(force=True).astype(np.float64)
+    return points[..., :2] / points[..., 2:] @ K[:2, :2].T + K[:2, 2]
+
+
+# From triangles to samples ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Faces:
+    """Triangles on the grid of samples, with everything that is linear over the screen as (value at `origin`, slope in
+    x, slope in y)."""
+
+    low: np.ndarray  # (F, 2) first sample column and row of the bounding box; may lie outside the picture
+    high: np.ndarray  # (F, 2) last ones; below `low` where no sample is inside
+    first: np.ndarray  # (F, 3) barycentric coordinate of corner 0; slopes and value at `low`
+    second: np.ndarray  # (F, 3) the same of corner 1
+    inverse: np.ndarray  # (F, 3) inverse depth, 1/m
+    corner_inverse: np.ndarray  # (F, 3) inverse depth of the corners
+
+    @staticmethod
+    def prepare(xy: Float[np.ndarray, "F 3 2"], inverse_depth: Float[np.ndarray, "F 3"]) -> "_Faces":
+        limit = 1 << 30  # coordinates of triangles cut close to the camera may be huge
+        low = np.ceil(np.clip(xy.min(1) - ROUNDING, -limit, limit)).astype(np.int64)
+        high = np.floor(np.clip(xy.max(1) + ROUNDING, -limit, limit)).astype(np.int64)
+        a, b, c = xy[:, 0] - low, xy[:, 1] - low, xy[:, 2] - low
+        ab, ac, bc = b - a, c - a, c - b
+        area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
+        flat = np.abs(area) < 1e-9
+        high[flat] = low[flat] - 1
+        area = np.where(flat, 1, area)
+        first = np.stack([bc[:, 0] * -b[:, 1] + bc[:, 1] * b[:, 0], -bc[:, 1], bc[:, 0]], axis=-1) / area[:, None]
+        second = np.stack([ac[:, 1] * -a[:, 0] + ac[:, 0] * a[:, 1], ac[:, 1], -ac[:, 0]], axis=-1) / area[:, None]
+        wa, wb, wc = (inverse_depth[:, k, None] for k in range(3))
+        inverse = wc * np.array([1.0, 0, 0]) + (wa - wc) * first + (wb - wc) * second
+        return _Faces(low, high, first, second, inverse, inverse_depth)
+
+    def weights(self, face: np.ndarray, column: np.ndarray, row: np.ndarray) -> Float[np.ndarray, "N 3"]:
+        """Weights of the three corners at samples of faces, true in perspective."""
+        at = np.stack([np.ones(len(face)), column - self.low[face, 0], row - self.low[face, 1]], axis=-1)
+        one = np.einsum("nk,nk->n", self.first[face], at)
+        two = np.einsum("nk,nk->n", self.second[face], at)
+        weights = np.stack([one, two, 1 - one - two], axis=-1).clip(0) * self.corner_inverse[face]
+        return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The samples of rows `top` to `top + size[0]` that are covered: number in the strip, face, inverse depth."""
+    height, width = size
+    low = np.maximum(faces.low - (0, top), 0)
+    high = np.minimum(faces.high - (0, top), (width - 1, height - 1))
+    extent = high - low + 1
+    seen = np.flatnonzero((extent > 0).all(-1))
+    # Small triangles are handled in boxes a little larger than themselves, so the buffer has a margin for the rest.
+    stride = width + BINS[-1]
+    buffer = np.zeros((height + BINS[-1]) * stride, np.uint64)
+    bins = np.searchsorted(BINS, extent[seen])
+    group = bins[:, 0] * (len(BINS) + 1) + bins[:, 1]
+    order = np.argsort(group, kind="stable")
+    for members in np.split(seen[order], np.flatnonzero(np.diff(group[order])) + 1) if len(seen) else []:
+        small = (extent[members[0]] <= BINS[-1]).all()
+        box = BINS[np.searchsorted(BINS, extent[members[0]])] if small else None
+        step = max(1, BATCH // (box[0] * box[1])) if small else 1
+        for start in range(0, len(members), step):
+            batch = members[start : start + step]
+            _rasterise(faces, batch, low[batch], box if small else extent[batch[0]], top, stride, buffer)
+    buffer = buffer.reshape(-1, stride)[:height, :width].ravel()
+    sample = np.flatnonzero(buffer)
+    key = buffer[sample]
+    return sample, (key & 0xFFFFFFFF).astype(np.int64), (key >> 32).astype(np.uint32).view(np.float32)
+
+
+def _rasterise(
+    faces: _Faces, batch: np.ndarray, low: np.ndarray, box: np.ndarray, top: int, stride: int, buffer: np.ndarray
+) -> None:
+    """Put the samples of a batch of triangles, each in a box of `box` (width, height) samples from `low`, into the
+    z-buffer."""
+    # Single precision is exact enough over the few samples of a small box.
+    kind = np.float32 if max(box) <= BINS[-1] else np.float64
+    x, y = np.arange(box[0], dtype=kind), np.arange(box[1], dtype=kind)
+    start = low + (0, top) - faces.low[batch]  # not 0 where the picture's edge cut the bounding box
+
+    def plane(linear: np.ndarray) -> np.ndarray:
+        value, dx, dy = linear[batch].T
+        value = (value + dx * start[:, 0] + dy * start[:, 1]).astype(kind)
+        rows = value[:, None] + dy[:, None].astype(kind) * y
+        return rows[:, :, None] + (dx[:, None].astype(kind) * x)[:, None, :]
+
+    first, second = plane(faces.first), plane(faces.second)
+    inside = (first >= -ROUNDING) & (second >= -ROUNDING)
+    first += second
+    inside &= first <= 1 + ROUNDING
+    place = (low[:, 1] * stride + low[:, 0])[:, None, None] + (np.arange(box[1])[:, None] * stride + np.arange(box[0]))
+    number = np.repeat(batch, np.count_nonzero(inside, axis=(1, 2)))
+    # A sliver's plane is steep: keep its inverse depth between those of its corners.
+    limits = faces.corner_inverse[number]
+    inverse = np.clip(plane(faces.inverse)[inside], limits.min(-1), limits.max(-1)).astype(np.float32)
+    key = inverse.view(np.uint32).astype(np.uint64) << np.uint64(32) | number.astype(np.uint64)
+    np.maximum.at(buffer, place[inside], key)
+
+
+def _nearest(
+    pixel: np.ndarray, face: np.ndarray, inverse_depth: np.ndarray, pixels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per pixel the inverse depth of its front surface and a face of that surface; 0 where nothing is.
+
+    Inverse depth is averaged over the samples within 2 % of the nearest: at the pixel's centre this is exact for a
+    plane, and it does not mix a person with the one behind.
+    """
+    key = inverse_depth.view(np.uint32).astype(np.uint64) << np.uint64(32) | face.astype(np.uint64)
+    best = np.zeros(pixels, np.uint64)
+    np.maximum.at(best, pixel, key)
+    nearest = (best >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    same = inverse_depth > 0.98 * nearest[pixel]
+    total = np.bincount(pixel[same], inverse_depth[same], minlength=pixels)
+    count = np.bincount(pixel[same], minlength=pixels)
+    return total / np.maximum(count, 1), (best & np.uint64(0xFFFFFFFF)).astype(np.int64)
