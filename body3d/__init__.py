@@ -1,3 +1,66 @@
-"""From a photo, a video or keypoints to posed, skinned 3D people."""
+"""From a photo, a video or keypoints to posed, skinned 3D people.
+
+The names below are the public ones; each is loaded when it is first used, so `import body3d` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "BodyModel": "body3d.body.model",
+    "Body": "body3d.types",
+    "BodyParams": "body3d.types",
+    "Boxes": "body3d.types",
+    "Camera": "body3d.camera",
+    "Detections": "body3d.types",
+    "FitResult": "body3d.types",
+    "InputError": "body3d.errors",
+    "JointSet": "body3d.skeletons",
+    "Keypoints2D": "body3d.types",
+    "Keypoints3D": "body3d.types",
+    "Mesh": "body3d.types",
+    "Sample": "body3d.types",
+    "detect_embedded": "body3d.detect.embedded",
+    "fit": "body3d.fit.smplifyx",
+    "read_image": "body3d.images",
+    "read_keypoints": "body3d.detect.files",
+    "reconstruct": "body3d.pipeline",
+    "save_glb": "body3d.export",
+    "save_obj": "body3d.export",
+    "save_ply": "body3d.export",
+    "write_image": "body3d.images",
+}
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from body3d.body.model import BodyModel as BodyModel
+    from body3d.camera import Camera as Camera
+    from body3d.detect.embedded import detect_embedded as detect_embedded
+    from body3d.detect.files import read_keypoints as read_keypoints
+    from body3d.errors import InputError as InputError
+    from body3d.export import save_glb as save_glb
+    from body3d.export import save_obj as save_obj
+    from body3d.export import save_ply as save_ply
+    from body3d.fit.smplifyx import fit as fit
+    from body3d.images import read_image as read_image
+    from body3d.images import write_image as write_image
+    from body3d.pipeline import reconstruct as reconstruct
+    from body3d.skeletons import JointSet as JointSet
+    from body3d.types import (
+        Body as Body,
+    )
+    from body3d.types import (
+        BodyParams as BodyParams,
+    )
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"body3d has no {name!r}; its public names are {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__():
+    return __all__

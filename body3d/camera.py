@@ -78,7 +78,7 @@ def _away_from_zero(z: Tensor) -> Tensor:
     return torch.where(z.abs() < 1e-6, torch.full_like(z, 1e-6), z)
 
 
-def distort(xy: Float[Tensor, "*B 2"], d: Float[Tensor, "*B 5"]) -> Float[Tensor, "*B 2"]:
+def distort(xy: Float[Tensor, "*B 2"], d: Float[Tensor, "*#B 5"]) -> Float[Tensor, "*B 2"]:
     """Normalised image coordinates through OpenCV's lens model (radial k1 k2 k3, tangential p1 p2)."""
     k1, k2, p1, p2, k3 = d.unbind(-1)
     x, y = xy.unbind(-1)
@@ -89,9 +89,9 @@ def distort(xy: Float[Tensor, "*B 2"], d: Float[Tensor, "*B 5"]) -> Float[Tensor
     )
 
 
-def undistort(xy: Float[Tensor, "*B 2"], d: Float[Tensor, "*B 5"], steps: int = 20) -> Float[Tensor, "*B 2"]:
+def undistort(xy: Float[Tensor, "*B 2"], d: Float[Tensor, "*#B 5"], steps: int = 20) -> Float[Tensor, "*B 2"]:
     """The inverse of `distort`, by fixed-point iteration (converges for the distortions that real lenses have)."""
-    ideal = xy
+    ideal = xy.clone()
     for _ in range(steps):
         ideal = ideal + xy - distort(ideal, d)
     return ideal

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 
-from body3d.camera import Camera
+from body3d.camera import Camera, distort
 from body3d.types import Mesh
 
 NEAR = 0.02  # metres in front of the camera where triangles are cut
@@ -175,7 +176,16 @@ def _clip_near(corners: np.ndarray, shades: np.ndarray, owner: np.ndarray) -> tu
 def _project(points: Float[np.ndarray, "F 3 3"], camera: Camera) -> Float[np.ndarray, "F 3 2"]:
     """Pixels of points that are in camera space already."""
     K = camera.K.numpy(force=True).astype(np.float64)
-    return points[..., :2] / points[..., 2:] @ K[:2, :2].T + K[:2, 2]
+    xy = points[..., :2] / points[..., 2:]
+    if camera.distortion is not None:
+        # The lens polynomial holds inside the picture only: far outside it would fold points back into view, so there
+        # the distortion of the picture's surroundings goes on.
+        height, width = camera.size
+        corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) - K[:2, 2]
+        reach = 1.2 * np.linalg.norm(corners @ np.linalg.inv(K[:2, :2]).T, axis=-1).max()
+        shrink = np.minimum(1, reach / np.maximum(np.linalg.norm(xy, axis=-1, keepdims=True), 1e-12))
+        xy = distort(torch.from_numpy(xy * shrink), camera.distortion.cpu().double()).numpy() / shrink
+    return xy @ K[:2, :2].T + K[:2, 2]
 
 
 # From triangles to samples ----------------------------------------------------------------------------------------
@@ -192,12 +202,14 @@ class _Faces:
     second: np.ndarray  # (F, 3) the same of corner 1
     inverse: np.ndarray  # (F, 3) inverse depth, 1/m
     corner_inverse: np.ndarray  # (F, 3) inverse depth of the corners
+    nearest: np.ndarray  # (F,) largest of the three
+    farthest: np.ndarray  # (F,) smallest of the three
 
     @staticmethod
     def prepare(xy: Float[np.ndarray, "F 3 2"], inverse_depth: Float[np.ndarray, "F 3"]) -> "_Faces":
         limit = 1 << 30  # coordinates of triangles cut close to the camera may be huge
-        low = np.ceil(np.clip(xy.min(1) - ROUNDING, -limit, limit)).astype(np.int64)
-        high = np.floor(np.clip(xy.max(1) + ROUNDING, -limit, limit)).astype(np.int64)
+        low = np.ceil(np.clip(np.minimum.reduce([xy[:, k] for k in range(3)]) - ROUNDING, -limit, limit)).astype(np.int64)
+        high = np.floor(np.clip(np.maximum.reduce([xy[:, k] for k in range(3)]) + ROUNDING, -limit, limit)).astype(np.int64)
         a, b, c = xy[:, 0] - low, xy[:, 1] - low, xy[:, 2] - low
         ab, ac, bc = b - a, c - a, c - b
         area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
@@ -208,15 +220,17 @@ class _Faces:
         second = np.stack([ac[:, 1] * -a[:, 0] + ac[:, 0] * a[:, 1], ac[:, 1], -ac[:, 0]], axis=-1) / area[:, None]
         wa, wb, wc = (inverse_depth[:, k, None] for k in range(3))
         inverse = wc * np.array([1.0, 0, 0]) + (wa - wc) * first + (wb - wc) * second
-        return _Faces(low, high, first, second, inverse, inverse_depth)
+        limits = (np.maximum.reduce(inverse_depth.T), np.minimum.reduce(inverse_depth.T))
+        return _Faces(low, high, first, second, inverse, inverse_depth, *(each.astype(np.float32) for each in limits))
 
     def weights(self, face: np.ndarray, column: np.ndarray, row: np.ndarray) -> Float[np.ndarray, "N 3"]:
         """Weights of the three corners at samples of faces, true in perspective."""
-        at = np.stack([np.ones(len(face)), column - self.low[face, 0], row - self.low[face, 1]], axis=-1)
-        one = np.einsum("nk,nk->n", self.first[face], at)
-        two = np.einsum("nk,nk->n", self.second[face], at)
+        across, down = column - self.low[face, 0], row - self.low[face, 1]
+        one, two = (
+            linear[face, 0] + linear[face, 1] * across + linear[face, 2] * down for linear in (self.first, self.second)
+        )
         weights = np.stack([one, two, 1 - one - two], axis=-1).clip(0) * self.corner_inverse[face]
-        return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+        return (weights / (weights[:, 0] + weights[:, 1] + weights[:, 2])[:, None]).astype(np.float32)
 
 
 def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -241,8 +255,7 @@ def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray
             _rasterise(faces, batch, low[batch], box if small else extent[batch[0]], top, stride, buffer)
     buffer = buffer.reshape(-1, stride)[:height, :width].ravel()
     sample = np.flatnonzero(buffer)
-    key = buffer[sample]
-    return sample, (key & 0xFFFFFFFF).astype(np.int64), (key >> 32).astype(np.uint32).view(np.float32)
+    return sample, *_unkey(buffer[sample])
 
 
 def _rasterise(
@@ -265,13 +278,24 @@ def _rasterise(
     inside = (first >= -ROUNDING) & (second >= -ROUNDING)
     first += second
     inside &= first <= 1 + ROUNDING
-    place = (low[:, 1] * stride + low[:, 0])[:, None, None] + (np.arange(box[1])[:, None] * stride + np.arange(box[0]))
-    number = np.repeat(batch, np.count_nonzero(inside, axis=(1, 2)))
+    hit = np.flatnonzero(inside)
+    member, cell = np.divmod(hit, box[0] * box[1])
+    place = (low[:, 1] * stride + low[:, 0])[member] + (np.arange(box[1])[:, None] * stride + np.arange(box[0])).ravel()[cell]
+    number = batch[member]
     # A sliver's plane is steep: keep its inverse depth between those of its corners.
-    limits = faces.corner_inverse[number]
-    inverse = np.clip(plane(faces.inverse)[inside], limits.min(-1), limits.max(-1)).astype(np.float32)
-    key = inverse.view(np.uint32).astype(np.uint64) << np.uint64(32) | number.astype(np.uint64)
-    np.maximum.at(buffer, place[inside], key)
+    inverse = plane(faces.inverse).ravel()[hit].astype(np.float32)
+    inverse = np.clip(inverse, faces.farthest[number], faces.nearest[number])
+    np.maximum.at(buffer, place, _key(inverse, number))
+
+
+def _key(inverse_depth: np.ndarray, face: np.ndarray) -> np.ndarray:
+    """One number whose order is that of inverse depth (positive floats sort as their bits do) and which names the face."""
+    return inverse_depth.view(np.uint32).astype(np.uint64) << np.uint64(32) | face.astype(np.uint64)
+
+
+def _unkey(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Face and inverse depth of keys."""
+    return (key & np.uint64(0xFFFFFFFF)).astype(np.int64), (key >> np.uint64(32)).astype(np.uint32).view(np.float32)
 
 
 def _nearest(
@@ -282,11 +306,10 @@ def _nearest(
     Inverse depth is averaged over the samples within 2 % of the nearest: at the pixel's centre this is exact for a
     plane, and it does not mix a person with the one behind.
     """
-    key = inverse_depth.view(np.uint32).astype(np.uint64) << np.uint64(32) | face.astype(np.uint64)
     best = np.zeros(pixels, np.uint64)
-    np.maximum.at(best, pixel, key)
-    nearest = (best >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    np.maximum.at(best, pixel, _key(inverse_depth, face))
+    front, nearest = _unkey(best)
     same = inverse_depth > 0.98 * nearest[pixel]
     total = np.bincount(pixel[same], inverse_depth[same], minlength=pixels)
     count = np.bincount(pixel[same], minlength=pixels)
-    return total / np.maximum(count, 1), (best & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return total / np.maximum(count, 1), front

@@ -1,0 +1,127 @@
+"""Synthetic views of held-out motion capture: how far a fit is from the truth, which an overlay cannot show.
+
+People are the open body with random shapes in poses of subjects that no prior or lifter was trained on; cameras look from all
+sides with wide pitch; keypoints are the body's own projected points with noise.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import roma
+import torch
+from torch import Tensor
+
+from body3d.body.definitions import H36M17_ON_BODY, mixing_matrix, mixtures
+from body3d.body.model import BodyModel
+from body3d.camera import Camera
+from body3d.errors import InputError
+from body3d.fit.problem import STANDING_HEIGHT
+from body3d.fit.smplifyx import Options, fit
+from body3d.geometry import align
+from body3d.skeletons import COCO_WHOLEBODY133, H36M17, MEDIAPIPE33, JointSet
+from body3d.types import BodyParams, Keypoints2D, Keypoints3D
+
+# The 14 joints that most tables count: Human3.6M's 17 without pelvis, spine and neck_nose.
+COUNTED = tuple(i for i, n in enumerate(H36M17.names) if n not in ("pelvis", "spine", "neck_nose"))
+SIZE = (1000, 1000)
+
+
+@dataclass(frozen=True)
+class Views:
+    params: BodyParams  # in camera space
+    keypoints: Keypoints2D
+    world: Keypoints3D  # noisy 3D as a detector gives it
+    camera: Camera
+    h36m17: Tensor  # (N, 17, 3) camera space, metres
+
+
+def make_views(poses: Path, count: int = 40, noise: float = 0.02, noise_3d: float = 0.06, seed: int = 0) -> Views:
+    """Views of held-out frames from `scripts/retarget_mocap.py`'s file; `noise` is relative to the standing height in pixels.
+
+    `noise_3d` (metres, per joint and axis, smooth over the body's size) makes 3D joints about as wrong as MediaPipe's.
+    """
+    from body3d.datasets.mocap import HELD_OUT_SUBJECTS
+
+    if not poses.is_file():
+        raise InputError(f"{poses} is missing: make it with scripts/retarget_mocap.py")
+    with np.load(poses) as file:
+        held = np.isin(file["subject"], list(HELD_OUT_SUBJECTS))
+        pose = torch.from_numpy(file["pose"][held].astype(np.float32))  # (M, 22, 3), y up
+    rng = torch.Generator().manual_seed(seed)
+    pick = torch.randperm(len(pose), generator=rng)[:count]
+    model = BodyModel.open()
+    params = model.zero_params(count)
+    full = params.pose.clone()
+    full[:, :22] = pose[pick]
+    for side in ("left", "right"):
+        rows = [i for i, n in enumerate(model.joints.names) if n.startswith(f"{side}_") and n[-1].isdigit()]
+        full[:, rows] = model.hand_pose_from_pca(torch.zeros(count, 1), side)
+    shape = torch.randn(count, params.shape.shape[1], generator=rng).clamp(-2, 2)
+
+    # The camera: any azimuth, pitch from 30 degrees below to 50 above, 3 to 6 m away, 40 to 60 degrees wide.
+    uniform = lambda a, b: a + (b - a) * torch.rand(count, generator=rng)
+    yaw, pitch = uniform(-np.pi, np.pi), torch.deg2rad(uniform(-30, 50))
+    zero = torch.zeros(count)
+    turn = roma.rotvec_to_rotmat(torch.stack([pitch, zero, zero], -1)) @ roma.rotvec_to_rotmat(torch.stack([zero, yaw, zero], -1))
+    down = roma.rotvec_to_rotmat(torch.tensor([np.pi, 0.0, 0.0], dtype=torch.float32))
+    root = down @ turn @ roma.rotvec_to_rotmat(full[:, 0])
+    full[:, 0] = roma.rotmat_to_rotvec(root)
+    transl = torch.stack([uniform(-0.5, 0.5), uniform(-0.3, 0.3), uniform(3, 6)], -1)
+    params = BodyParams(full, shape, transl, params.expression)
+    camera = Camera.guess(SIZE, fov=50.0)
+
+    body = model(params)
+    truth = _joints(model, body.joints, H36M17)
+    seen = _joints(model, body.joints, COCO_WHOLEBODY133)
+    height = camera.K[1, 1] * STANDING_HEIGHT / truth[:, :1, 2:]
+    xy = camera.project(seen) + noise * height * torch.randn(count, len(COCO_WHOLEBODY133), 2, generator=rng)
+    conf = torch.zeros(count, len(COCO_WHOLEBODY133))
+    conf[:, :23] = 1.0  # body and feet
+    world = _joints(model, body.joints, MEDIAPIPE33)
+    world = world + noise_3d * torch.randn(world.shape, generator=rng)
+    return Views(
+        params,
+        Keypoints2D(xy, conf, COCO_WHOLEBODY133),
+        Keypoints3D(world - world.mean(1, keepdim=True), torch.ones(world.shape[:2]), MEDIAPIPE33, "root"),
+        camera,
+        truth,
+    )
+
+
+def _joints(model: BodyModel, points: Keypoints3D, target: JointSet) -> Tensor:
+    """The points of a joint set on posed bodies; joints that cannot be made are zero."""
+    found = mixtures(model.keypoints, target, H36M17_ON_BODY if target is H36M17 else None)
+    out = points.xyz.new_zeros(*points.xyz.shape[:-2], len(target), 3)
+    out[..., target.indices(tuple(found)), :] = mixing_matrix(found, model.keypoints.names).to(points.xyz) @ points.xyz
+    return out
+
+
+def errors(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Per view, millimetres over 14 joints: MPJPE with the pelvis put in the same place, and PA-MPJPE (similarity)."""
+    p, t = predicted - predicted[:, :1], truth - truth[:, :1]
+    p, t = p[:, COUNTED], t[:, COUNTED]
+    distance = lambda a, b: 1000 * (a - b).norm(dim=-1).mean(-1)
+    return distance(p, t), distance(align(p, t), t)
+
+
+def run(poses: Path, count: int = 40, seed: int = 0, options: Options = Options(), verbose: bool = True) -> dict[str, dict]:
+    """The table of docs/benchmarks.md."""
+    model = BodyModel.open()
+    table = {}
+    for name, noise, with_3d in (("2D, no noise", 0.0, False), ("2D, 2 % noise", 0.02, False), ("2D, 2 % noise + 3D", 0.02, True)):
+        views = make_views(poses, count, noise, seed=seed)
+        began = time.perf_counter()
+        results = fit(model, views.keypoints, views.camera, views.world if with_3d else None, options=options)
+        seconds = time.perf_counter() - began
+        ours = torch.stack([_joints(model, r.body.joints, H36M17) for r in results])
+        mpjpe, pa = errors(ours, views.h36m17)
+        table[name] = {
+            "PA median": pa.median().item(), "PA mean": pa.mean().item(), "PA worst": pa.max().item(),
+            "MPJPE median": mpjpe.median().item(), "MPJPE worst": mpjpe.max().item(), "seconds per person": seconds / count,
+        }  # fmt: skip
+        if verbose:
+            print(name, "  ".join(f"{k} {v:.1f}" for k, v in table[name].items()), flush=True)
+    _, pa = errors(views.world.convert(H36M17).xyz.nan_to_num(), views.h36m17)
+    return table

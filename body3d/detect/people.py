@@ -1,0 +1,122 @@
+"""Finding everybody in an image with networks made for one near person.
+
+The pose detector and the face detector look at the whole image and at overlapping tiles of several sizes; each hit is only a
+seed: a crop in which the landmark network then settles on a person or on nobody. Seeds on people already found are skipped,
+and two poses of one person are told by their joints, never by their boxes alone: people overlap.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from body3d.detect.body import CROP_MARGIN, Pose, settle, similarity
+from body3d.detect.crops import Roi
+from body3d.detect.tflite import Networks
+
+__all__ = ["find_people", "person_in_box"]
+
+Image = UInt8[np.ndarray, "H W 3"]
+
+POSE_TILES = (1.3, 1.0, 0.66, 0.44, 0.3)  # tile side relative to the image's longer side
+FACE_TILES = (1.0, 0.6, 0.4)
+LEAST_SEED = 0.3  # detectors' score
+LEAST_SCORE = 0.6  # a pose's score below which it is a ghost
+SURE = 0.8  # a pose's score from which its surroundings are not searched again
+
+
+def tiles(width: int, height: int, fractions: tuple[float, ...]) -> Iterator[Roi]:
+    """Squares covering the image, overlapping by half or more; a tile larger than the image is centred on it."""
+    for fraction in fractions:
+        side = fraction * max(width, height)
+
+        def centers(length: int, side: float = side) -> Float[np.ndarray, " n"]:
+            if side >= length:
+                return np.array([(length - 1) / 2])
+            return np.linspace((side - 1) / 2, length - (side + 1) / 2, math.ceil((length - side) / (side / 2)) + 1)
+
+        yield from (Roi(float(x), float(y), side) for y in centers(height) for x in centers(width))
+
+
+def seeds(networks: Networks, image: Image) -> list[tuple[float, Roi]]:
+    """(score, crop) where a person may be, best first, without near copies."""
+    height, width = image.shape[:2]
+    found = []
+    for tile in tiles(width, height, POSE_TILES):
+        found += pose_seeds(networks, image, tile)
+    for tile in tiles(width, height, FACE_TILES):
+        for points, score in zip(*networks.face_detector.detect(image, tile, LEAST_SEED), strict=True):
+            face, nose = float(points[1, 0] - points[0, 0]), points[4]
+            # A face does not say how its body stands: upright, as a bust and as a whole figure. Pose seeds go first.
+            for drop, size in ((1.5, 6.0), (2.5, 9.0)):
+                found.append((score / 2, Roi(float(nose[0]), float(nose[1]) + drop * face, size * face)))
+    found.sort(key=lambda seed: -seed[0])
+    kept: list[tuple[float, Roi]] = []
+    for seed in found:
+        if not any(alike(seed[1], other[1], 0.12, 0.25) for other in kept):
+            kept.append(seed)
+    return kept
+
+
+def pose_seeds(networks: Networks, image: Image, tile: Roi, least: float = LEAST_SEED) -> list[tuple[float, Roi]]:
+    """The pose detector's hits: its first two keypoints are the middle of the hips and a point on the body's circle."""
+    out = []
+    for points, score in zip(*networks.pose_detector.detect(image, tile, least), strict=True):
+        middle, circle = points[2], points[3]
+        radius = float(np.hypot(*(circle - middle)))
+        out.append((float(score), Roi.upright(middle, circle, middle, 2 * CROP_MARGIN * radius)))
+    return out
+
+
+def alike(a: Roi, b: Roi, near: float, zoom: float, turn: float = 0.5) -> bool:
+    """Centres within `near` of the smaller side, log sizes within `zoom`, angles within `turn` radians."""
+    turned = (a.angle - b.angle + math.pi) % (2 * math.pi) - math.pi
+    return (
+        math.hypot(a.x - b.x, a.y - b.y) < near * min(a.size, b.size)
+        and abs(math.log(a.size / b.size)) < zoom
+        and abs(turned) < turn
+    )
+
+
+def same_person(a: Pose, b: Pose) -> bool:
+    """Whether two poses are of one person: their joints coincide, or one is a fragment lying on the other's joints."""
+    small, large = sorted((a.area, b.area))
+    if similarity(a, b, small) > 0.4:
+        return True
+    width, height = np.minimum(a.box, b.box)[2:] - np.maximum(a.box, b.box)[:2]
+    inside = max(width, 0) * max(height, 0) > 0.85 * small
+    return bool(inside and similarity(a, b, large) > 0.3)
+
+
+def find_people(networks: Networks, image: Image, most: int | None = None) -> list[Pose]:
+    """Every person, best score first."""
+    found: list[Pose] = []
+    for _, roi in seeds(networks, image):
+        if any(p.score >= SURE and alike(roi, p.roi, 0.15, 0.35, math.pi) for p in found):
+            continue
+        pose = settle(networks.pose, image, roi)
+        if pose is not None and pose.score >= LEAST_SCORE:
+            found.append(pose)
+    found.sort(key=lambda pose: -pose.score)
+    people: list[Pose] = []
+    for pose in found:
+        if not any(same_person(pose, other) for other in people):
+            people.append(pose)
+    return people[:most]
+
+
+def person_in_box(networks: Networks, image: Image, box: Float[np.ndarray, " 4"]) -> Pose:
+    """The person that fills a box (x0, y0, x1, y1); with nobody there, the network's best guess at low score."""
+    x0, y0, x1, y1 = box
+    whole = Roi(float(x0 + x1) / 2, float(y0 + y1) / 2, CROP_MARGIN * float(max(x1 - x0, y1 - y0)))
+    hits = sorted(pose_seeds(networks, image, whole, 0.2), key=lambda seed: -seed[0])[:2]
+    poses = [settle(networks.pose, image, roi, least=0.0) for roi in (whole, *(roi for _, roi in hits))]
+    return max((p for p in poses if p is not None), key=lambda p: (0.1 + p.score) * overlap(p.box, box))
+
+
+def overlap(a: Float[np.ndarray, " 4"], b: Float[np.ndarray, " 4"]) -> float:
+    """Intersection over union."""
+    width, height = np.maximum(np.minimum(a, b)[2:] - np.maximum(a, b)[:2], 0)
+    area = lambda box: float((box[2] - box[0]) * (box[3] - box[1]))
+    return float(width * height) / max(area(a) + area(b) - float(width * height), 1e-9)

@@ -1,0 +1,6 @@
+"""Fit whole bodies to photos: `python scripts/fit_smplx.py photo.jpg` (the same as `body3d fit`)."""
+
+from body3d.cli import Fit, fit, run
+
+if __name__ == "__main__":
+    run(Fit, fit, "fit_smplx.py")

@@ -1,0 +1,68 @@
+"""Imports go one way: values <- parts <- networks <- pipeline; nothing heavy is imported that is not asked for."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import body3d
+
+PACKAGE = Path(body3d.__file__).parent
+
+# A module may import from its own row and from rows above it.
+ROWS = (
+    ("errors", "tensors", "skeletons", "geometry"),
+    ("camera",),
+    ("types", "atomic"),
+    ("images", "export", "weights", "rot6d"),
+    ("body", "view", "datasets", "detect"),
+    ("fit",),
+    ("pipeline", "known_answers"),
+    ("benchmarks",),
+    ("cli", "__main__", "__init__"),
+)
+LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+
+
+def imports(file: Path):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("body3d."):
+            yield node.module.split(".")[1]
+
+
+def test_imports_go_down_only():
+    wrong = []
+    for file in PACKAGE.rglob("*.py"):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        assert room in LEVEL, f"{file.name}: say in ROWS where {room!r} belongs"
+        wrong += [f"{file.relative_to(PACKAGE)} imports {other}" for other in imports(file) if LEVEL[other] > LEVEL[room]]
+    assert not wrong
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, body3d, body3d.cli; "
+        "print([m for m in ('torch', 'cv2', 'trimesh', 'open3d', 'smplx', 'pytorch3d', 'ai_edge_litert') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_reconstructing_needs_no_extra():
+    code = "import sys, body3d; body3d.reconstruct, body3d.detect_embedded; print([m for m in ('open3d', 'smplx') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(body3d, name) is not None for name in body3d.__all__)
+
+
+def test_joints_are_not_numbered_outside_skeletons():
+    """`.names.index(...)` and friends are fine; a joint set indexed by a bare number is not."""
+    for file in PACKAGE.rglob("*.py"):
+        if file.name == "skeletons.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "names":
+                assert not isinstance(node.slice, ast.Constant), f"{file.name}:{node.lineno}"

@@ -1,0 +1,190 @@
+"""The fit: gradients against finite differences, and bodies recovered from their own points."""
+
+import math
+
+import pytest
+import roma
+import torch
+
+from body3d.body.definitions import H36M17_ON_BODY, MEDIAPIPE_ON_BODY, mixing_matrix, mixtures
+from body3d.body.model import BodyModel
+from body3d.body.priors import MaxMixturePrior
+from body3d.camera import Camera
+from body3d.errors import InputError
+from body3d.fit.problem import Problem
+from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
+from body3d.fit.starts import facing, kabsch, translation
+from body3d.fit.unknowns import Unknowns
+from body3d.skeletons import COCO_WHOLEBODY133, H36M17, MEDIAPIPE33
+from body3d.types import BodyParams, Keypoints2D, Keypoints3D
+
+CAMERA = Camera.guess((1000, 1000))
+
+
+def on_body(model, body, target, special=None):
+    found = mixtures(model.keypoints, target, special)
+    points = mixing_matrix(found, model.keypoints.names) @ body.joints.xyz
+    out = torch.zeros(*points.shape[:-2], len(target), 3)
+    conf = torch.zeros(*points.shape[:-2], len(target))
+    columns = target.indices(tuple(found))
+    out[..., columns, :], conf[..., columns] = points, 1.0
+    return out, conf
+
+
+def people(count=2, seed=0):
+    """Bodies near the prior's mean pose, seen from known sides, with hands and face turned too."""
+    g = torch.Generator().manual_seed(seed)
+    model = BodyModel.open()
+    unknowns = Unknowns(model)
+    prior = MaxMixturePrior.shipped()
+    x = torch.zeros(count, len(unknowns))
+    mean = prior.mean_pose(unknowns.body_joints).flatten()
+    x[:, unknowns.slices["body"]] = mean + 0.12 * torch.randn(count, len(mean), generator=g)
+    x[:, unknowns.slices["shape"]] = 0.7 * torch.randn(count, 10, generator=g)
+    x[:, unknowns.slices["jaw"]] = torch.tensor([0.15, 0, 0])
+    x[:, unknowns.slices["orient"]] = facing(torch.tensor([0.4, 2.5, -1.3, 3.0])[:count])
+    x[:, unknowns.slices["transl"]] = torch.tensor([[0.2, 0.1, 3.5], [-0.3, 0.0, 4.5], [0, 0, 3.0], [0.5, 0.2, 5.0]])[:count]
+    params = unknowns.params(x)
+    body = model(params)
+    xyz, conf = on_body(model, body, COCO_WHOLEBODY133)
+    world, world_conf = on_body(model, body, MEDIAPIPE33)
+    return model, params, body, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), Keypoints3D(
+        world, world_conf, MEDIAPIPE33, "root"
+    )  # fmt: skip
+
+
+def test_bodies_are_recovered_from_their_own_keypoints_and_directions():
+    model, _, body, keypoints, world = people()
+    results = fit(model, keypoints, CAMERA, world)
+    root = lambda p: p - p[..., :1, :]
+    for n, r in enumerate(results):
+        error = (root(r.body.joints.xyz) - root(body.joints.xyz[n])).norm(dim=-1)
+        assert error[:22].mean() < 0.025, r
+        assert r.reprojection_px < 4
+        # Depth is only as sure as the size of the person.
+        assert abs(r.params.transl[2] / body.joints.xyz[n, 0, 2] - 1) < 0.1
+
+
+def test_hands_and_jaw_follow_their_keypoints():
+    model, params, body, keypoints, world = people(1)
+    result = fit(model, keypoints, CAMERA, world)[0]
+    tips = [n for n in model.keypoints.names if n.endswith("_tip")]
+    at = lambda b, n: b.joints.xyz.reshape(-1, len(model.keypoints), 3)[0, model.keypoints.index(n)]
+    for tip in tips:
+        wrist = tip.split("_")[0] + "_wrist"
+        ours, theirs = (at(b, tip) - at(b, wrist) for b in (result.body, body))
+        assert (ours - theirs).norm() < 0.06, tip
+    jaw = model.joints.index("jaw")
+    assert 0.02 < result.params.pose[jaw, 0] < 0.3
+
+
+def test_without_3d_every_facing_is_tried():
+    model, _, _, keypoints, _ = people(4)
+    for r in fit(model, keypoints, CAMERA):
+        assert r.reprojection_px < 6
+        assert r.start.startswith("facing")
+
+
+def test_terms_have_the_gradients_of_finite_differences():
+    model, _, _, keypoints, world = people(1)
+    double = lambda t: t.to(torch.float64)
+    model = model.to(dtype=torch.float64)
+    problem = Problem(
+        model, MaxMixturePrior.shipped().to(dtype=torch.float64), keypoints.map(double), CAMERA.map(double), world.map(double),
+        MEDIAPIPE_ON_BODY, 0.35, 70.0, 0.04, Unknowns(model),
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(3)
+    x = 0.1 * torch.randn(1, len(problem.unknowns), generator=g, dtype=torch.float64)
+    x[:, problem.unknowns.slices["orient"]] = facing(torch.tensor([0.3], dtype=torch.float64))
+    x[:, problem.unknowns.slices["transl"]] = torch.tensor([0.1, 0.2, 4.0], dtype=torch.float64)
+    target = problem.target(torch.tensor([0]), torch.tensor([500.0], dtype=torch.float64))
+    names = list(problem.terms(x, target, SMPLIFYX_STAGES[-1]))
+    for name in names:
+        cost = lambda y, name=name: problem.terms(y, target, SMPLIFYX_STAGES[-1])[name].sum()
+        y = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(cost(y), y)
+        for _ in range(3):
+            d = torch.randn(x.shape, generator=g, dtype=torch.float64)
+            h = 1e-6
+            numeric = (cost(x + h * d) - cost(x - h * d)) / (2 * h)
+            torch.testing.assert_close((gradient * d).sum(), numeric, rtol=1e-5, atol=1e-6)
+
+
+def test_the_table_of_stages_is_the_published_one():
+    pose = [s.pose for s in SMPLIFYX_STAGES]
+    assert pose == [404, 404, 57.4, 4.78, 4.78] == [s.hand for s in SMPLIFYX_STAGES]
+    assert [s.shape for s in SMPLIFYX_STAGES] == [100, 50, 10, 5, 5] == [s.expression for s in SMPLIFYX_STAGES]
+    assert [s.bending for s in SMPLIFYX_STAGES] == pytest.approx([3.17 * p for p in pose])
+    assert [(s.hand_joints, s.face_joints) for s in SMPLIFYX_STAGES] == [(0, 0), (0, 0), (0, 0), (0.1, 0), (2, 2)]
+    assert SMPLIFYX_STAGES[3].jaw == (47.8, 478, 478)
+
+
+def test_a_person_with_three_points_is_refused():
+    model, _, _, keypoints, _ = people(1)
+    conf = torch.zeros_like(keypoints.conf)
+    conf[:, [5, 6, 11]] = 1
+    with pytest.raises(InputError, match="person 0 has 3 known body points.*at least 4"):
+        fit(model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA)
+
+
+def test_keypoints_that_are_nan_or_far_away_do_no_harm():
+    model, _, _, keypoints, world = people(1)
+    xy = keypoints.xy.clone()
+    xy[0, 9], xy[0, 3] = torch.nan, 1e5
+    quick = Options(yaws=2, iterations=15)
+    result = fit(model, Keypoints2D(xy, keypoints.conf, keypoints.joints), CAMERA, world, options=quick)[0]
+    assert result.params.pose.isfinite().all()
+    assert result.body.mesh.verts.isfinite().all()
+
+
+def test_an_unseen_limb_is_said():
+    model, _, _, keypoints, _ = people(1)
+    conf = keypoints.conf.clone()
+    gone = [i for i, n in enumerate(keypoints.joints.names) if n in ("left_knee", "left_ankle")]
+    conf[:, gone] = 0
+    result = fit(model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA, options=Options(yaws=1, iterations=10))[0]
+    assert "left leg not seen: its pose is the prior's" in result.warnings
+    assert not any("right leg" in w for w in result.warnings)
+
+
+def test_starts_stand_upright_and_face_where_they_should():
+    model = BodyModel.open()
+    unknowns = Unknowns(model)
+    x = torch.zeros(2, len(unknowns))
+    x[:, :3] = facing(torch.tensor([0.0, math.pi / 2]))
+    xyz = model(unknowns.params(x)).joints.xyz
+    at = lambda n: xyz[:, model.keypoints.index(n)]
+    assert (at("head")[:, 1] < at("left_knee")[:, 1]).all()  # y is down
+    nose = at("nose") - at("head")
+    assert nose[0, 2] < -0.05  # towards the camera
+    assert abs(nose[1, 2]) < 0.03
+    assert abs(nose[1, 0]) > 0.05
+
+
+def test_translation_is_exact_for_exact_points():
+    g = torch.Generator().manual_seed(0)
+    points = torch.randn(3, 12, 3, generator=g) * 0.5
+    t = torch.tensor([[0.3, -0.2, 4.0], [0, 0, 2.5], [1.0, 0.5, 8.0]])
+    xy = CAMERA.project(points + t[:, None])
+    weight = torch.ones(3, 12)
+    weight[:, 0] = 0
+    xy[:, 0] = 0
+    torch.testing.assert_close(translation(points, xy, weight, CAMERA.K), t, atol=2e-3, rtol=0)
+
+
+def test_kabsch():
+    g = torch.Generator().manual_seed(0)
+    source, turn = torch.randn(1, 6, 3, generator=g), torch.tensor([[0.3, -1.0, 0.5]])
+    target = source @ roma.rotvec_to_rotmat(turn).mT + 5
+    torch.testing.assert_close(kabsch(source, target, torch.ones(1, 6)), turn, atol=1e-5, rtol=1e-5)
+
+
+def test_human36m_joints_lie_where_they_should():
+    model = BodyModel.open()
+    xyz, conf = on_body(model, model(model.zero_params()), H36M17, H36M17_ON_BODY)
+    at = dict(zip(H36M17.names, xyz, strict=True))
+    assert (conf == 1).all()
+    top = model(model.zero_params()).mesh.verts[:, 1].max()
+    assert abs(at["head_top"][1] - top) < 0.04
+    assert at["pelvis"][1] < at["spine"][1] < at["thorax"][1] < at["neck_nose"][1] < at["head_top"][1]
+    assert abs(at["head_top"][0]) < 0.01
