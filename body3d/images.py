@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 from body3d.atomic import atomic
 from body3d.errors import InputError
 
 # Formats of photos only: Pillow's others include some that run a program (EPS) or hold no picture (HDF5).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 MIN_SIDE = 16  # pixels; nothing can be found in less
 MAX_PIXELS = 178_000_000  # Pillow's own limit against small files that unpack to fill the memory
 FILM_DIAGONAL = math.hypot(36, 24)  # mm
@@ -163,6 +163,8 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise InputError(f"{path} stores floating-point values, whose black and white are unknown: save it as 8-bit PNG first")
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's kind, which stores the inverse
     if image.has_transparency_data:
         over = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

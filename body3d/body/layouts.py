@@ -25,7 +25,8 @@ PUBLISHED_KEYS = (
 )  # fmt: skip
 OPEN_KEYS = (
     "model", "shapedirs_scale", "exprdirs", "exprdirs_scale", "expression_names", "J_template", "J_shapedirs",
-    "parents", "weights_index", "weights_value", "vertex_names", "vertex_ids",
+    "J_regressor_row", "J_regressor_col", "J_regressor_value", "parents", "weights_index", "weights_value",
+    "vertex_names", "vertex_ids",
 )  # fmt: skip
 
 # The vertices that stand for points of the face, feet and fingertips: the numbers that the smplx package publishes for
@@ -44,10 +45,13 @@ PICKED_VERTICES = {
 }  # fmt: skip
 
 
-def published_layout(arrays: Arrays, path: Path, vertex_ids: Mapping[str, int] | None = None) -> dict[str, Any]:
+def published_layout(
+    arrays: Arrays, path: Path, vertex_ids: Mapping[str, int] | None = None, num_shape: int | None = None
+) -> dict[str, Any]:
     """The fields of an SMPL, SMPL-H or SMPL-X file, told apart by their 24, 52 or 55 joints.
 
-    `vertex_ids` names the picked vertices of a mesh whose vertices are not the published ones.
+    `vertex_ids` names the picked vertices of a mesh whose vertices are not the published ones; `num_shape` is how many
+    columns of `shapedirs` are of shape, where it is not as published.
     """
     lacking = [key for key in (*REQUIRED, "J_regressor", "kintree_table") if key not in arrays]
     if lacking:
@@ -65,6 +69,7 @@ def published_layout(arrays: Arrays, path: Path, vertex_ids: Mapping[str, int] |
 
     # SMPL-X keeps expression behind shape: 300 + 100 columns, or 10 + 10 in its first files (SMPL-X code release 2019).
     shape_columns = columns if kind != "smplx" else 300 if columns >= 400 else min(10, columns)
+    shape_columns = shape_columns if num_shape is None else num_shape
     directions = np.moveaxis(np.asarray(arrays["shapedirs"], np.float32), -1, 0)
     regressor = np.asarray(arrays["J_regressor"], np.float64)
     joint_directions = np.einsum("jv,svc->sjc", regressor, directions, optimize=True)
@@ -81,6 +86,7 @@ def published_layout(arrays: Arrays, path: Path, vertex_ids: Mapping[str, int] |
         "joint_template": _floats(regressor @ np.asarray(arrays["v_template"], np.float64)),
         "joint_shape_dirs": _floats(joint_directions[:shape_columns]),
         "joint_expression_dirs": _floats(joint_directions[shape_columns:]) if expressions else None,
+        "joint_regressor": _floats(regressor),
         "weights": _floats(arrays["weights"]),
         "expression_names": tuple(f"expression_{i}" for i in range(expressions)),
         **_hands(arrays),
@@ -99,6 +105,9 @@ def open_layout(arrays: Arrays, path: Path) -> dict[str, Any]:
     np.add.at(weights, (rows, arrays["weights_index"]), arrays["weights_value"].astype(np.float32))
     weights /= weights.sum(1, keepdims=True)
 
+    regressor = np.zeros(weights.T.shape, np.float32)
+    regressor[arrays["J_regressor_row"], arrays["J_regressor_col"]] = arrays["J_regressor_value"]
+
     names = [str(name) for name in arrays["vertex_names"]]
     return {
         "kind": "open",
@@ -109,6 +118,7 @@ def open_layout(arrays: Arrays, path: Path) -> dict[str, Any]:
         "joint_template": _floats(arrays["J_template"]),
         "joint_shape_dirs": _floats(np.moveaxis(arrays["J_shapedirs"], -1, 0)),
         "joint_expression_dirs": None,
+        "joint_regressor": _floats(regressor),
         "weights": _floats(weights),
         "expression_names": tuple(str(name) for name in arrays["expression_names"]),
         **_hands(arrays),

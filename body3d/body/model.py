@@ -59,9 +59,10 @@ class BodyModel(Constants):
     joint_template: Float[Tensor, "J 3"] = field(repr=False)
     joint_shape_dirs: Float[Tensor, "S J 3"] = field(repr=False)
     joint_expression_dirs: Float[Tensor, "E J 3"] | None = field(repr=False)
+    joint_regressor: Float[Tensor, "J V"] = field(repr=False)  # for other packages; the open body's is approximate
     weights: Float[Tensor, "V J"] = field(repr=False)
     hand_mean: Float[Tensor, "2 45"] | None = field(repr=False)  # left, right
-    hand_components: Float[Tensor, "2 45 45"] | None = field(repr=False)
+    hand_components: Float[Tensor, "2 C 45"] | None = field(repr=False)
     # Points of the surface as mixtures of three vertices; those of the contour depend on the head's yaw (79 rows).
     point_vertices: Int[Tensor, "N 3"] = field(repr=False)
     point_mixture: Float[Tensor, "N 3"] = field(repr=False)

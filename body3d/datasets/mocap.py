@@ -194,19 +194,35 @@ def _zero_from_rest(clip: Clip, part: str, joint: int) -> Float[Tensor, "3 3"]:
 
 
 def _zero_from_standing(clip: Clip, indices: dict[str, int]) -> dict[str, Float[Tensor, "3 3"]]:
-    """Mesh2Motion's joint frames follow the bones: take the parts as upright, facing forward and flat-footed while standing."""
+    """Mesh2Motion's joint frames follow the bones: take chest and feet as upright and facing forward while standing.
+
+    The pelvis may tilt sideways then, which the hips show; the head may turn, but on all other sources the line from the nose
+    to the crown leans back by 33 degrees (31 to 34).
+    """
     standing = read_clip(replace(clip.info, id="Idle_Loop" if "DEF-hips" in clip.joint_names else "Idle_Listening"))
-    rotations, _ = forward_kinematics(standing)
-    hips = [standing.h36m_names.index(n) for n in ("LHip", "RHip")]
+    rotations, positions = forward_kinematics(standing)
+    left_hip, right_hip, nose, crown = (
+        standing.h36m17[:, standing.h36m_names.index(n)] for n in ("LHip", "RHip", "Nose", "HeadTop")
+    )
     up = torch.tensor([0.0, 1.0, 0.0]).expand(len(standing), 3)
-    forward = torch.linalg.cross(standing.h36m17[:, hips[0]] - standing.h36m17[:, hips[1]], up)
-    zero = {}
-    for part, j in indices.items():
-        z = rotations[:, j, :, 1] if part.endswith("ankle") else forward  # a bone's own y runs along it: ankle to ball
-        z = torch.nn.functional.normalize(z * torch.tensor([1.0, 0.0, 1.0]), dim=-1)
-        upright = torch.stack([torch.linalg.cross(up, z), up, z], -1)
-        zero[part] = roma.special_procrustes((rotations[:, j].mT @ upright).mean(0))
-    return zero
+    skull = positions[:, indices["head"]]
+    lean = roma.rotvec_to_rotmat(torch.tensor([np.radians(33.0), 0.0, 0.0]).float())
+    frames = {
+        "pelvis": _axes(left_hip - right_hip, up),
+        "spine3": _axes((left_hip - right_hip) * torch.tensor([1.0, 0.0, 1.0]), up),
+        "head": _axes(torch.linalg.cross(crown - skull, nose - skull), crown - nose) @ lean,
+    }
+    for side in ("left", "right"):
+        toes = rotations[:, indices[f"{side}_ankle"], :, 1]  # a bone's own y runs along it: from the ankle to the ball
+        frames[f"{side}_ankle"] = _axes(torch.linalg.cross(up, toes), up)
+    return {part: roma.special_procrustes((rotations[:, j].mT @ frames[part]).mean(0)) for part, j in indices.items()}
+
+
+def _axes(x: Float[Tensor, "*B 3"], y: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 3"]:
+    """Orthonormal axes as columns from the direction of x and the rough direction of y."""
+    x = torch.nn.functional.normalize(x, dim=-1)
+    z = torch.nn.functional.normalize(torch.linalg.cross(x, y), dim=-1)
+    return torch.stack([x, torch.linalg.cross(z, x), z], -1)
 
 
 def _mirrored(name: str) -> str:

@@ -71,7 +71,9 @@ class Problem:
         direction_sigma: float,
         unknowns: Unknowns,
     ):
-        self.model, self.prior, self.camera, self.unknowns = model, prior, camera, unknowns
+        self.model, self.camera, self.unknowns = model, camera, unknowns
+        self.prior = prior.over([n for n in prior.joints if n in model.joints])
+        self.prior_rows = model.joints.indices(self.prior.joints)
         self.data_weight, self.sigma, self.direction_sigma = data_weight, sigma, direction_sigma
         device = keypoints.xy.device
 
@@ -111,21 +113,22 @@ class Problem:
         return self.mix @ self.points(self.unknowns.params(x))
 
     def state(self, x: Float[Tensor, "B D"], target: Target) -> State:
-        points = self.points(self.unknowns.params(x))
+        params = self.unknowns.params(x)
+        points = self.points(params)
         bones = self.bone_mix @ points
         directions = bones / (bones.square().sum(-1, keepdim=True) + 1e-12).sqrt()
-        return State(lambda name: self.unknowns.part(x, name), self.camera.project(self.mix @ points), directions, target)
+        part = lambda name: self.unknowns.part(x, name)
+        return State(part, params, self.camera.project(self.mix @ points), directions, target)
 
     def terms(self, x: Float[Tensor, "B D"], target: Target, stage: Stage) -> dict[str, Float[Tensor, "B"]]:
         """Every term by name, weights included: their sum is the objective."""
         s = self.state(x, target)
-        body = s.part("body").unflatten(-1, (-1, 3))
         square = lambda name: s.part(name).square().sum(-1)
         out = {
             "reprojection": self.data_weight**2 * terms.data(s, self.weights(stage), self.sigma),
-            "pose_prior": stage.pose**2 * self.prior(body, self.unknowns.body_joints),
+            "pose_prior": stage.pose**2 * self.prior(s.params.pose[:, self.prior_rows]),
             "shape_prior": stage.shape**2 * square("shape"),
-            "bending": stage.bending * terms.bending(body, self.unknowns.body_joints),
+            "bending": stage.bending * terms.bending(s, self.model.joints),
         }
         if self.bones:
             out["directions"] = stage.directions**2 * terms.directions(s, self.direction_sigma)

@@ -4,7 +4,7 @@ Sources: SMPLify-X (Pavlakos et al., CVPR 2019) equations 1-6 and the weights it
 2016) for the bending term and the mixture prior. Departures are named in the docstrings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from body3d.body.priors import bending_prior, gmof
-from body3d.tensors import Tensors
+from body3d.skeletons import JointSet
+from body3d.types import BodyParams, Tensors
 
 __all__ = ["Target", "State", "bending", "data", "directions", "reprojection"]
 
@@ -34,6 +35,7 @@ class State:
     """Everything about the rows that terms share, computed once per evaluation."""
 
     part: Callable[[str], Float[Tensor, "B P"]]  # a named part of the rows
+    params: BodyParams
     xy: Float[Tensor, "B K 2"]  # the projected points, pixels
     bones: Float[Tensor, "B M 3"]  # unit directions of the body's bones, camera space
     target: Target
@@ -60,6 +62,6 @@ def directions(state: State, sigma: float = 0.04) -> Float[Tensor, "B"]:
     return (t.bone_conf * gmof(e.square().sum(-1).add(1e-12).sqrt(), 4.0)).sum(-1)
 
 
-def bending(body: Float[Tensor, "B J 3"], names: Sequence[str]) -> Float[Tensor, "B"]:
+def bending(state: State, joints: JointSet) -> Float[Tensor, "B"]:
     """Elbows and knees do not bend backwards: sum of exp(s theta)², which is near 0 for every natural bend."""
-    return bending_prior(body, names).sum(-1)
+    return bending_prior(state.params.pose, joints.names).sum(-1)

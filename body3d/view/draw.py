@@ -35,12 +35,12 @@ def draw_keypoints(
             continue
         line = thickness or min(max(1.5, 0.01 * np.ptp(drawn, axis=0).max()), max(2.0, 0.006 * max(image.shape[:2])))
         for parent, child in joints.bones:
-            if (opacity := min(sure[parent], sure[child])) >= min_conf:
+            if (opacity := float(min(sure[parent], sure[child]))) >= min_conf:
                 colour = colours[child] if colours[child] != MIDDLE else colours[parent]
                 width = 0.5 * line if fine[child] else line
                 _blend(image, points[[parent, child]], colour, opacity, width)
         for i in np.flatnonzero(sure >= min_conf):
-            _blend(image, points[[i]], colours[i], sure[i], 0.8 * line if fine[i] else 1.8 * line)
+            _blend(image, points[[i]], colours[i], float(sure[i]), 0.6 * line if fine[i] else 1.8 * line)
     return image
 
 
@@ -56,7 +56,7 @@ def draw_boxes(
         if np.isfinite((x0, y0, x1, y1)).all():
             corners = np.clip([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], -1e4, 1e5)
             cv2.polylines(image, [_fixed(corners)], True, MIDDLE, width, cv2.LINE_AA, FRACTION)
-            image = draw_label(image, labels[i] if labels else f"{score[i]:.2f}", (corners[0, 0], corners[0, 1]))
+            image = draw_label(image, labels[i] if labels else f"{score[i]:.2f}", tuple(corners[0].tolist()))
     return image
 
 
@@ -121,4 +121,4 @@ def _blend(image: np.ndarray, points: np.ndarray, colour: tuple[int, int, int], 
     else:
         radius = round(width / 2 * (1 << FRACTION))
         cv2.circle(drawn, local[0].tolist(), radius, colour, cv2.FILLED, cv2.LINE_AA, FRACTION)
-    cv2.addWeighted(drawn, float(opacity), region, 1 - float(opacity), 0, dst=region)
+    cv2.addWeighted(drawn, opacity, region, 1 - opacity, 0, dst=region)

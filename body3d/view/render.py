@@ -59,8 +59,7 @@ def render(
     Lens distortion is applied to the vertices; edges between them stay straight.
     """
     height, width = camera.size
-    corners, corner_colours, owner = _scene(meshes, camera, PALETTE if colours is None else colours)
-    corners, corner_colours, owner = _clip_near(corners, corner_colours, owner)
+    corners, shades, owner = _clip_near(*_scene(meshes, camera, PALETTE if colours is None else colours))
     xy = (_project(corners, camera) + 0.5) * SAMPLES - 0.5
     faces = _Faces.prepare(xy, 1 / corners[..., 2])
 
@@ -70,25 +69,24 @@ def render(
     person = np.full((height, width), -1, np.int32)
     rows = max(1, STRIP // (width * SAMPLES**2))
     for top in range(0, height, rows):
-        strip = slice(top, min(top + rows, height))
-        shape = (strip.stop - top, width)
-        sample, face, inverse_depth = _visible(faces, top * SAMPLES, (shape[0] * SAMPLES, width * SAMPLES))
-        if not len(sample):
-            continue
-        row, column = np.divmod(sample, width * SAMPLES)
-        weights = faces.weights(face, column, row + top * SAMPLES)
-        shaded = np.einsum("nk,nkc->cn", weights, corner_colours[face])
+        strip = slice(top * width, min(top + rows, height) * width)  # of flat pixel numbers
+        size = (min(rows, height - top) * SAMPLES, width * SAMPLES)
+        row, column, face, inverse_depth = _visible(faces, top * SAMPLES, size)
         pixel = (row // SAMPLES) * width + column // SAMPLES
+        covered = np.bincount(pixel, minlength=strip.stop - strip.start)
+        some = np.flatnonzero(covered)
+        count = covered[some]
+        alpha.reshape(-1)[strip][some] = count / SAMPLES**2
 
-        covered = np.bincount(pixel, minlength=shape[0] * width)
-        some = np.maximum(covered, 1)
-        mean = [np.bincount(pixel, channel, minlength=len(covered)) / some for channel in shaded]
-        colour[strip] = np.rint(np.stack(mean, axis=-1)).reshape(*shape, 3)
-        alpha[strip] = (covered / SAMPLES**2).reshape(shape)
-        inverse, front = _nearest(pixel, face, inverse_depth, len(covered))
-        half = covered * 2 >= SAMPLES**2
-        depth[strip] = np.where(half, 1 / np.where(half, inverse, 1), np.inf).reshape(shape)
-        person[strip] = np.where(half, owner[front], -1).reshape(shape)
+        weights = faces.weights(face, column, row + top * SAMPLES)
+        shaded = np.einsum("kn,nkc->cn", weights, shades.take(face, 0))
+        mean = [np.bincount(pixel, channel)[some] / count for channel in shaded]
+        colour.reshape(-1, 3)[strip][some] = np.stack(np.rint(mean), axis=-1)
+
+        front, nearest = _nearest(pixel, face, inverse_depth, len(covered))
+        half = some[count * 2 >= SAMPLES**2]
+        depth.reshape(-1)[strip][half] = 1 / nearest[half]
+        person.reshape(-1)[strip][half] = owner[front[half]]
     return Rendering(colour, alpha, depth, person)
 
 
@@ -136,13 +134,12 @@ def light(
 ) -> Float[np.ndarray, "V 3"]:
     """Shaded RGB, 0..255, of matt surfaces in a small studio: a large key light above left of the camera, a weaker one
     from the right, light from the sky and the floor, and a rim that lifts the outline off a dark photo."""
-    to_eye = np.maximum(-normals[:, 2], 0)
     key = np.clip((normals @ _unit(-0.45, -0.65, -0.75) + 0.25) / 1.25, 0, None)  # +0.25: soft, it wraps around
     fill = np.clip((normals @ _unit(0.85, -0.15, -0.5) + 0.25) / 1.25, 0, None)
     sky = 0.5 - 0.5 * normals[:, 1]  # y is down
     shine = np.clip(normals @ _unit(-0.25, -0.35, -0.9), 0, None) ** 24
-    rim = (1 - to_eye) ** 4
-    amount = 0.16 + 0.62 * key + 0.16 * fill + 0.20 * sky
+    rim = (1 - np.abs(normals[:, 2])) ** 4
+    amount = 0.10 + 0.72 * key + 0.14 * fill + 0.18 * sky
     linear = (colour / 255.0) ** 2.2 * amount[:, None] + (0.04 * shine + 0.06 * rim)[:, None]
     return (255 * np.clip(linear, 0, 1) ** (1 / 2.2)).astype(np.float32)
 
@@ -223,25 +220,27 @@ class _Faces:
         limits = (np.maximum.reduce(inverse_depth.T), np.minimum.reduce(inverse_depth.T))
         return _Faces(low, high, first, second, inverse, inverse_depth, *(each.astype(np.float32) for each in limits))
 
-    def weights(self, face: np.ndarray, column: np.ndarray, row: np.ndarray) -> Float[np.ndarray, "N 3"]:
+    def weights(self, face: np.ndarray, column: np.ndarray, row: np.ndarray) -> Float[np.ndarray, "3 N"]:
         """Weights of the three corners at samples of faces, true in perspective."""
-        across, down = column - self.low[face, 0], row - self.low[face, 1]
-        one, two = (
-            linear[face, 0] + linear[face, 1] * across + linear[face, 2] * down for linear in (self.first, self.second)
-        )
-        weights = np.stack([one, two, 1 - one - two], axis=-1).clip(0) * self.corner_inverse[face]
-        return (weights / (weights[:, 0] + weights[:, 1] + weights[:, 2])[:, None]).astype(np.float32)
+        low, first, second = (each.take(face, 0).T for each in (self.low, self.first, self.second))
+        across, down = column - low[0], row - low[1]
+        weights = np.empty((3, len(face)), np.float32)
+        weights[0] = first[0] + first[1] * across + first[2] * down
+        weights[1] = second[0] + second[1] * across + second[2] * down
+        weights[2] = 1 - weights[0] - weights[1]
+        weights = np.maximum(weights, 0) * self.corner_inverse.take(face, 0).T
+        return weights / weights.sum(0)
 
 
-def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The samples of rows `top` to `top + size[0]` that are covered: number in the strip, face, inverse depth."""
+def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The covered samples of `size[0]` rows from `top` on: row from `top`, column, face in front, inverse depth."""
     height, width = size
     low = np.maximum(faces.low - (0, top), 0)
     high = np.minimum(faces.high - (0, top), (width - 1, height - 1))
     extent = high - low + 1
     seen = np.flatnonzero((extent > 0).all(-1))
     # Small triangles are handled in boxes a little larger than themselves, so the buffer has a margin for the rest.
-    stride = width + BINS[-1]
+    stride = width + int(BINS[-1])
     buffer = np.zeros((height + BINS[-1]) * stride, np.uint64)
     bins = np.searchsorted(BINS, extent[seen])
     group = bins[:, 0] * (len(BINS) + 1) + bins[:, 1]
@@ -253,9 +252,10 @@ def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray
         for start in range(0, len(members), step):
             batch = members[start : start + step]
             _rasterise(faces, batch, low[batch], box if small else extent[batch[0]], top, stride, buffer)
-    buffer = buffer.reshape(-1, stride)[:height, :width].ravel()
-    sample = np.flatnonzero(buffer)
-    return sample, *_unkey(buffer[sample])
+    place = np.flatnonzero(buffer)
+    row, column = np.divmod(place, stride)
+    shown = (row < height) & (column < width)
+    return row[shown], column[shown], *_unkey(buffer[place[shown]])
 
 
 def _rasterise(
@@ -269,10 +269,10 @@ def _rasterise(
     start = low + (0, top) - faces.low[batch]  # not 0 where the picture's edge cut the bounding box
 
     def plane(linear: np.ndarray) -> np.ndarray:
-        value, dx, dy = linear[batch].T
-        value = (value + dx * start[:, 0] + dy * start[:, 1]).astype(kind)
-        rows = value[:, None] + dy[:, None].astype(kind) * y
-        return rows[:, :, None] + (dx[:, None].astype(kind) * x)[:, None, :]
+        value, dx, dy = linear.take(batch, 0).T
+        value = value + dx * start[:, 0] + dy * start[:, 1]
+        value, dx, dy = (each.astype(kind)[:, None] for each in (value, dx, dy))
+        return (value + dy * y)[:, :, None] + (dx * x)[:, None, :]
 
     first, second = plane(faces.first), plane(faces.second)
     inside = (first >= -ROUNDING) & (second >= -ROUNDING)
@@ -280,11 +280,12 @@ def _rasterise(
     inside &= first <= 1 + ROUNDING
     hit = np.flatnonzero(inside)
     member, cell = np.divmod(hit, box[0] * box[1])
-    place = (low[:, 1] * stride + low[:, 0])[member] + (np.arange(box[1])[:, None] * stride + np.arange(box[0])).ravel()[cell]
-    number = batch[member]
+    corner, offset = low[:, 1] * stride + low[:, 0], np.arange(box[1])[:, None] * stride + np.arange(box[0])
+    place = corner.take(member) + offset.take(cell)
+    number = batch.take(member)
     # A sliver's plane is steep: keep its inverse depth between those of its corners.
-    inverse = plane(faces.inverse).ravel()[hit].astype(np.float32)
-    inverse = np.clip(inverse, faces.farthest[number], faces.nearest[number])
+    inverse = plane(faces.inverse).take(hit).astype(np.float32)
+    inverse = np.clip(inverse, faces.farthest.take(number), faces.nearest.take(number))
     np.maximum.at(buffer, place, _key(inverse, number))
 
 
@@ -301,7 +302,7 @@ def _unkey(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _nearest(
     pixel: np.ndarray, face: np.ndarray, inverse_depth: np.ndarray, pixels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Per pixel the inverse depth of its front surface and a face of that surface; 0 where nothing is.
+    """Per pixel the face in front and its inverse depth; 0 where nothing is.
 
     Inverse depth is averaged over the samples within 2 % of the nearest: at the pixel's centre this is exact for a
     plane, and it does not mix a person with the one behind.
@@ -310,6 +311,6 @@ def _nearest(
     np.maximum.at(best, pixel, _key(inverse_depth, face))
     front, nearest = _unkey(best)
     same = inverse_depth > 0.98 * nearest[pixel]
-    total = np.bincount(pixel[same], inverse_depth[same], minlength=pixels)
-    count = np.bincount(pixel[same], minlength=pixels)
-    return total / np.maximum(count, 1), front
+    pixel = pixel[same]
+    total = np.bincount(pixel, inverse_depth[same], minlength=pixels)
+    return front, total / np.maximum(np.bincount(pixel, minlength=pixels), 1)

@@ -79,7 +79,7 @@ def write_four_sides(folder: str | Path, meshes: Sequence[Mesh]) -> list[str]:
     return [f"{name}.png" for name in pictures]
 
 
-def show_results(folder: str | Path, png: bool = False) -> None:
+def view_results(folder: str | Path, png: bool = False) -> None:
     """Show what a run wrote to `folder`; with `png` write the pictures from four sides there and open no window."""
     meshes, camera, image = load_results(folder)
     if png:

@@ -45,9 +45,9 @@ def four_sides(
     return pictures
 
 
-def contact_sheet(pictures: Mapping[str, UInt8[np.ndarray, "H W 3"]], columns: int = 4) -> UInt8[np.ndarray, "H W 3"]:
+def contact_sheet(pictures: Mapping[str, UInt8[np.ndarray, "H W 3"]], columns: int = 4) -> UInt8[np.ndarray, "H2 W2 3"]:
     """Equally large pictures side by side, each with its name."""
-    named = [draw_label(picture, name, (8, 8)) for name, picture in pictures.items()]
+    named = [draw_label(picture, name, (8.0, 8.0)) for name, picture in pictures.items()]
     named += [np.full_like(named[0], 255)] * (-len(named) % columns)
     return np.concatenate([np.concatenate(named[i : i + columns], axis=1) for i in range(0, len(named), columns)])
 
