@@ -1,4 +1,4 @@
-"""The command line: `body3d fit|view|weights …`. Each command is a typed function that a script or a program may call too.
+"""The command line: `body3d fit|view|weights|bench …`. Each command is a typed function that a script or a program may call too.
 
 Exit codes: 0 all done; 2 bad usage or unreadable input (one line on stderr each, the other inputs are still done); 3 no person found.
 """
@@ -160,16 +160,54 @@ def weights(args: Weights) -> int:
     return DONE
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Print figures of docs/benchmarks.md."""
+
+    what: tyro.conf.Positional[Literal["views", "photos", "one"]]
+    """views: synthetic views of held-out motion capture; photos: a folder of photos; one: time and memory of one photo."""
+    path: tyro.conf.Positional[Path]
+    """views: the file of scripts/retarget_mocap.py; photos: a folder; one: a photo."""
+    count: int = 40
+    """views: how many."""
+    seed: int = 0
+    """views: which ones."""
+    every: int = 1
+    """photos: take every n-th."""
+
+
+def bench(args: Bench) -> int:
+    """Run `Bench`; the exit code."""
+    if args.what == "views":
+        from body3d.benchmarks.views import run as run_views
+
+        table = run_views(args.path, args.count, args.seed)
+    else:
+        from body3d.benchmarks.photos import measure, one_person, photos_in, summary
+
+        table = {
+            str(args.path): one_person(args.path)
+            if args.what == "one"
+            else summary(measure(photos_in(args.path, args.every)))
+        }
+    for row, figures in table.items():
+        print(row)
+        for name, value in figures.items():
+            print(f"  {name:<40} {value:.3g}" if isinstance(value, float) else f"  {name:<40} {value}")
+    return DONE
+
+
 Command = (
     Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """`body3d COMMAND …`"""
-    run(Command, lambda args: {Fit: fit, View: view, Weights: weights}[type(args)](args), "body3d", arguments)
+    run(Command, lambda args: {Fit: fit, View: view, Weights: weights, Bench: bench}[type(args)](args), "body3d", arguments)
 
 
 def run(kind, command: Callable, prog: str, arguments: list[str] | None = None) -> None:

@@ -1,8 +1,8 @@
 """Results as files: meshes (GLB, OBJ, PLY), arrays (NPZ) and reports (JSON). Every file is whole or not there.
 
-Inside the project bodies stand in camera space (OpenCV: y down, z forward). Mesh files are for viewers, where y is up and
-the camera looks along -z, so they hold (x, -y, -z): a half turn about x, and the person stands upright, facing the viewer.
-NPZ files stay in camera space.
+Inside the project bodies stand in camera space (OpenCV: y down, z forward). Mesh files are for viewers, where y is up
+and the camera looks along -z, so they hold (x, -y, -z): a half turn about x, and the person stands upright, facing the
+viewer. NPZ files stay in camera space.
 """
 
 import dataclasses
@@ -15,6 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import trimesh
 from torch import Tensor
+from trimesh.exchange.gltf import export_glb
+from trimesh.exchange.obj import export_obj
+from trimesh.exchange.ply import export_ply
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
 
 from body3d.atomic import atomic
 from body3d.types import Mesh
@@ -25,20 +30,18 @@ SKIN = (196, 178, 165)  # RGB
 def save_glb(
     path: str | Path, mesh: Mesh, colour: tuple[int, int, int] = SKIN, frame: Literal["camera", "y-up"] = "camera"
 ) -> None:
-    """A binary glTF of one mesh (`verts` (V, 3), metres, in `frame`), smooth, matt, with its colour (sRGB) as material."""
+    """A binary glTF of one mesh (`verts` (V, 3), metres, in `frame`), smooth and matt, its colour (sRGB) a material."""
     shape = to_trimesh(mesh, frame)
-    shape.visual = trimesh.visual.TextureVisuals(
-        material=trimesh.visual.material.PBRMaterial(
-            baseColorFactor=[*(round(255 * _linear(c)) for c in colour), 255], metallicFactor=0.0, roughnessFactor=0.8
-        )
-    )
+    paint = [*(round(255 * _linear(channel)) for channel in colour), 255]
+    material = PBRMaterial(baseColorFactor=paint, metallicFactor=0.0, roughnessFactor=0.8)
+    shape.visual = TextureVisuals(material=material)
     with atomic(path) as part:
-        part.write_bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(shape), include_normals=True))
+        part.write_bytes(export_glb(trimesh.Scene(shape), include_normals=True))
 
 
 def save_obj(path: str | Path, mesh: Mesh, frame: Literal["camera", "y-up"] = "camera") -> None:
     """A Wavefront OBJ of one mesh with vertex normals."""
-    text = trimesh.exchange.obj.export_obj(to_trimesh(mesh, frame), include_normals=True, header="metres, y up", digits=6)
+    text = export_obj(to_trimesh(mesh, frame), include_normals=True, header="metres, y up", digits=6)
     with atomic(path) as part:
         part.write_text(text if isinstance(text, str) else text[0])
 
@@ -46,13 +49,15 @@ def save_obj(path: str | Path, mesh: Mesh, frame: Literal["camera", "y-up"] = "c
 def save_ply(path: str | Path, mesh: Mesh, frame: Literal["camera", "y-up"] = "camera") -> None:
     """A binary PLY of one mesh with vertex normals."""
     with atomic(path) as part:
-        part.write_bytes(trimesh.exchange.ply.export_ply(to_trimesh(mesh, frame), vertex_normal=True))
+        part.write_bytes(export_ply(to_trimesh(mesh, frame), vertex_normal=True))
 
 
 def to_trimesh(mesh: Mesh, frame: Literal["camera", "y-up"] = "camera") -> trimesh.Trimesh:
     """The mesh with y up; the vertices keep their number and order."""
     if mesh.verts.ndim != 2:
-        raise ValueError(f"one mesh is exported at a time: verts are (V, 3), got {tuple(mesh.verts.shape)}; index the batch")
+        raise ValueError(
+            f"one mesh is exported at a time: verts are (V, 3), got {tuple(mesh.verts.shape)}; index the batch"
+        )
     verts = mesh.verts.numpy(force=True).astype(np.float64)
     if not np.isfinite(verts).all():
         raise ValueError("the mesh has vertices that are not finite")
@@ -63,12 +68,15 @@ def to_trimesh(mesh: Mesh, frame: Literal["camera", "y-up"] = "camera") -> trime
 
 def save_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Arrays, tensors, numbers, strings and lists of them by name, compressed; readable without pickle."""
-    plain = {name: value.numpy(force=True) if isinstance(value, Tensor) else np.asarray(value) for name, value in arrays.items()}
+    plain = {
+        name: value.numpy(force=True) if isinstance(value, Tensor) else np.asarray(value)
+        for name, value in arrays.items()
+    }
     objects = [name for name, value in plain.items() if value.dtype.hasobject]
     if objects:
         raise ValueError(f"an npz holds numbers and strings; {', '.join(objects)} cannot be stored")
     with atomic(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **plain)
+        np.savez_compressed(file, allow_pickle=False, **plain)
 
 
 def save_json(path: str | Path, value: Any) -> None:

@@ -30,6 +30,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,  # left, bottom
 }
 
+# PNG: three times as fast as Pillow's default and hardly larger.
+_SAVING = {"JPEG": {"quality": 95}, "PNG": {"compress_level": 3}}
+
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
     """The photo in `path` as 8-bit RGB, turned upright by its EXIF orientation.
@@ -41,9 +44,9 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
     with _opened(path) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # an MPO holds previews and other eyes behind the photo itself
-            raise InputError(f"{path} holds {frames} frames, not one photo: save the frame that you want as PNG or JPEG")
+            raise InputError(f"{path} holds {frames} frames, not one photo: save the one that you want as PNG or JPEG")
         if min(image.size) < MIN_SIDE:
-            raise InputError(f"{path} is only {image.width} x {image.height} pixels: at least {MIN_SIDE} each way are needed")
+            raise InputError(f"{path} is only {image.width} x {image.height} pixels: {MIN_SIDE} each way are needed")
         turn = _UPRIGHT.get(_exif(image).get(ExifTags.Base.Orientation, 1))
         try:
             rgb = _to_rgb(image, path)
@@ -61,26 +64,26 @@ def write_image(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
     if kind is None:
         raise InputError(f"{path}: a picture is written as .png or .jpg, not {path.suffix or 'without a suffix'!r}")
     with atomic(path) as part:
-        Image.fromarray(np.ascontiguousarray(image)).save(part, kind, **({"quality": 95} if kind == "JPEG" else {}))
+        Image.fromarray(np.ascontiguousarray(image)).save(part, kind, **_SAVING.get(kind, {}))
 
 
 def exif_focal_px(path: str | Path, size: tuple[int, int]) -> float | None:
-    """The focal length in pixels of the photo in `path` when it is used at `size` (H, W), from its EXIF; None if the file
-    does not tell.
+    """The focal length in pixels of the photo in `path` when it is used at `size` (H, W), from its EXIF; None if the
+    file does not tell.
 
     First choice is FocalLengthIn35mmFilm. Cameras state it so that the field of view over the *diagonal* is that of
-    36 x 24 mm film (CIPA DCG-001), so focal = stated / 43.27 mm x diagonal in pixels; taking the width for 36 mm would be
-    4 % off for the 4:3 pictures of telephones. Else FocalLength and the sensor's pixels per length
-    (FocalPlaneXResolution). Both hold for the picture that the camera stored (PixelXDimension x PixelYDimension): if the
-    file was made smaller since, the focal length goes with it, whichever way up it is; if it was cropped (other
+    36 x 24 mm film (CIPA DCG-001), so focal = stated / 43.27 mm x diagonal in pixels; taking the width for 36 mm would
+    be 4 % off for the 4:3 pictures of telephones. Else FocalLength and the sensor's pixels per length
+    (FocalPlaneXResolution). Both hold for the picture that the camera stored (PixelXDimension x PixelYDimension): if
+    the file was made smaller since, the focal length goes with it, whichever way up it is; if it was cropped (other
     proportions), what it shows of the stored picture is unknown and so is the focal length.
     """
     with _opened(path) as image:
         tags = _exif(image)
         detail = tags.get_ifd(ExifTags.IFD.Exif) if tags else {}
-    stored = [_positive(detail.get(tag)) for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)]
+    across, down = (_positive(detail.get(tag)) for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight))
     short, long = sorted(size)
-    stored_short, stored_long = sorted(stored) if all(stored) else sorted(image.size)
+    stored_short, stored_long = sorted((across, down) if across and down else image.size)
     # A pixel lost to rounding is no crop.
     if abs(short - stored_short * long / stored_long) > max(2.0, 0.01 * short):
         return None
@@ -112,7 +115,8 @@ def warp_crop(
         height, width = image.shape[:2]
         small = (max(1, width // shrink), max(1, height // shrink))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-        scale = np.array([width / small[0], height / small[1]])  # small pixel p shows image pixel (p + 0.5) * scale - 0.5
+        # A pixel p of the small image shows the image at (p + 0.5) * scale - 0.5.
+        scale = np.array([width / small[0], height / small[1]])
         matrix = np.column_stack([matrix[:, :2] * scale, matrix[:, :2] @ (0.5 * scale - 0.5) + matrix[:, 2]])
     return cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR)
 
@@ -162,7 +166,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
             raise InputError(f"{path} stores greys of more than 16 bits: save it as 8-bit PNG first")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
-        raise InputError(f"{path} stores floating-point values, whose black and white are unknown: save it as 8-bit PNG first")
+        raise InputError(f"{path} stores floating-point values without a known white: save it as 8-bit PNG first")
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's kind, which stores the inverse
     if image.has_transparency_data:

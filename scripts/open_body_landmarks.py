@@ -1,12 +1,13 @@
 """The 51 + 17 face landmarks of the open body, in iBUG's order of 68.
 
-The inner 51 are vertices of MakeHuman's base mesh (or middles of its edges), named by that mesh's own numbers, which do
-not change: lid landmarks are on the rims of the lids, lip landmarks on the borders of the lips, brow landmarks on the
-ridge, half way between the edges of the eyebrow. Numbers are given for the right half and the middle line; the left half is
-its mirror image.
+The inner 51 are vertices of MakeHuman's base mesh (or middles of its edges), named by that mesh's own numbers, which
+do not change: lid landmarks are on the rims of the lids, lip landmarks on the borders of the lips, brow landmarks on
+the ridge, half way between the edges of the eyebrow. Numbers are given for the right half and the middle line; the left
+half is its mirror image.
 
-The 17 of the contour depend on where the face is seen from. They are found on the outline of the face proper, the skin in
-front of the ears and above the edge of the lower jaw, for every degree of yaw.
+The 17 of the contour depend on where the face is seen from. They are found on the outline of the face proper, the skin
+in front of the ears and above the edge of the lower jaw, for every degree of yaw. Row k of the tables, 0..39, is for a
+head that the camera sees turned k degrees to its own left, row 39 + k for one turned k degrees to its own right.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ Point = tuple[int, int, float]  # vertices a and b, and the share of b: the poin
 
 # iBUG 17..67 -> MakeHuman's vertices: one number is that vertex, two are the middle of their edge.
 RIGHT_AND_MIDDLE: dict[int, tuple[int, ...]] = {
-    17: (212,), 18: (206, 207), 19: (204, 206), 20: (177, 205), 21: (209,),  # brow, from outside to inside
+    17: (212,), 18: (206, 207), 19: (204,), 20: (205,), 21: (209,),  # brow, from outside to inside
     27: (132,), 28: (131,), 29: (164,), 30: (294,),  # ridge of the nose: root to tip
     31: (286,), 32: (313,), 33: (317,),  # under the nose: wing, nostril, base
-    36: (24,), 37: (0,), 38: (54,), 39: (67,), 40: (47, 50), 41: (41,),  # rim of the lids: outer corner, upper, inner corner, lower
-    48: (422,), 49: (451, 5351), 50: (460,), 51: (466,),  # border of the upper lip, from the corner
-    57: (496,), 58: (490,), 59: (484,),  # border of the lower lip, from the middle
-    60: (428,), 61: (472,), 62: (474,), 66: (523,), 67: (517,),  # where the lips meet: corner, upper, lower
+    36: (24,), 37: (0,), 38: (54,), 39: (67,), 40: (47, 50), 41: (41,),  # rim of the lids, from the outer corner
+    48: (422,), 49: (410, 5351), 50: (457, 460), 51: (466,),  # border of the upper lip, from the corner
+    57: (496,), 58: (490,), 59: (406, 484),  # border of the lower lip, from the middle
+    60: (428,), 61: (471, 472), 62: (474,), 66: (523,), 67: (517,),  # where the lips meet: corner, upper, lower
 }  # fmt: skip
 # iBUG numbers of mirror images: left -> right.
 LEFT = {
@@ -31,18 +32,20 @@ LEFT = {
     54: 48, 53: 49, 52: 50, 56: 58, 55: 59, 64: 60, 63: 61, 65: 67,
 }  # fmt: skip
 
-# The edge of the face as seen from its right side: down in front of the ear, round the angle of the jaw, along its lower
-# edge to the chin. MakeHuman's vertices.
+# The edge of the face as seen from its right side: down in front of the ear, round the angle of the jaw, along its
+# lower edge to the chin. MakeHuman's vertices.
 JAW_EDGE = (5769, 5754, 5763, 5750, 5097, 866, 911, 895, 894, 893, 892, 3697, 891, 916, 914, 5292, 5225)
 MENTON = 5225
 MAX_YAW = 39
 
 
-def face_landmarks(verts: np.ndarray, faces: np.ndarray, base: dict[int, int], mirror: np.ndarray, eye_height: float) -> dict:
+def face_landmarks(
+    verts: np.ndarray, faces: np.ndarray, base: dict[int, int], mirror: np.ndarray, eye_height: float
+) -> dict:
     """The landmark arrays of the file.
 
-    verts (V, 3) rest mesh; faces (F, 3); base: MakeHuman's vertex number -> ours; mirror (V,): the vertex across the middle;
-    eye_height: y of the eyes' centres, where the contour begins and ends (m).
+    verts (V, 3) rest mesh; faces (F, 3); base: MakeHuman's vertex number -> ours; mirror (V,): the vertex across the
+    middle; eye_height: y of the eyes' centres, where the contour begins and ends (m).
     """
     mesh = _Edges(faces, mirror)
     inner = _inner(base, mirror)
@@ -106,7 +109,7 @@ class _Edges:
 
 
 def _face_proper(verts: np.ndarray, edge: np.ndarray, eye_height: float) -> np.ndarray:
-    """Which vertices, seen from the side, lie in front of the line `edge` (N, 3) and not far above the eyes (V,) bool."""
+    """Which vertices, seen from the side, lie in front of the line `edge` (N, 3) and not far above the eyes: (V,)."""
     front, above = 1.0, eye_height + 0.04
     line = np.concatenate([[[edge[0, 2], above]], edge[:, [2, 1]], [[front, edge[:, 1].min()], [front, above]]])
     z, y = verts[:, 2, None], verts[:, 1, None]
@@ -118,7 +121,7 @@ def _face_proper(verts: np.ndarray, edge: np.ndarray, eye_height: float) -> np.n
 
 
 def _contour(verts: np.ndarray, edges: np.ndarray, yaw: int, menton: np.ndarray, eye_height: float) -> list[Point]:
-    """17 points along the outline of the face, right ear to chin to left ear, when it is turned `yaw` degrees to its left.
+    """17 points along the outline of a face turned `yaw` degrees to its left: right ear, chin, left ear.
 
     From a point in the middle of the picture of the face rays go out in all directions; the farthest crossing of each
     ray with an edge of the face is on the outline. Points are spaced evenly along either half of the outline.
@@ -132,7 +135,7 @@ def _contour(verts: np.ndarray, edges: np.ndarray, yaw: int, menton: np.ndarray,
 
     a, b = seen(verts[edges[:, 0]]), seen(verts[edges[:, 1]])
     chin = np.arctan2(*seen(menton)[::-1])
-    below = chin % (2 * np.pi)  # angles run counter-clockwise: right side (pi) -> chin (3/2 pi) -> left side (2 pi)
+    below = chin % (2 * np.pi)  # angles run counter-clockwise: right (pi), chin (3/2 pi), left (2 pi)
     angles = np.concatenate([np.linspace(0.6 * np.pi, below, 400), np.linspace(below, 2.4 * np.pi, 400)[1:]])
     points, place = [], []
     for angle in angles:

@@ -2,16 +2,17 @@
 
     python scripts/retarget_mocap.py ../shared/data/mocap --out data/retargeted.npz
 
-Batched inverse kinematics: Levenberg-Marquardt with an analytic Jacobian on many frames at once. A frame's unknowns are the
-rotations of the 22 joints and the translation; its residuals, each divided by its spread, are
+Batched inverse kinematics: Levenberg-Marquardt with an analytic Jacobian on many frames at once. A frame's unknowns
+are the rotations of the 22 joints and the translation; its residuals, each divided by its spread, are
   * the Human3.6M points, against the body's counterparts (`POINTS`);
-  * the orientation of pelvis, chest, head, feet, hands, thighs and upper arms as the source's own skeleton has it, because
-    points leave the twist of straight limbs, the feet and the hands open;
+  * the orientation of pelvis, chest, head, feet, hands, thighs and upper arms as the source's own skeleton has it,
+    because points leave the twist of straight limbs, the feet and the hands open;
   * anatomy: knees and elbows are hinges that do not bend backwards, the spine shares its bend, the rest stays small;
   * in a second pass, the mean of the neighbouring frames.
-A source's limbs are longer or shorter than the body's and its "spine" or "thorax" lies elsewhere, which must not bend the pose.
-So each source skeleton first gets a copy of the body with its own limb lengths, hip width and shoulder positions and its own
-offsets of the loosely defined points, estimated in alternation with the poses. The poses then belong to the standard body.
+A source's limbs are longer or shorter than the body's and its "spine" or "thorax" lies elsewhere, which must not bend
+the pose. So each source skeleton first gets a copy of the body with its own limb lengths, hip width and shoulder
+positions and its own offsets of the loosely defined points, estimated in alternation with the poses. The poses then
+belong to the standard body.
 """
 
 import os
@@ -25,7 +26,7 @@ import numpy as np
 import roma
 import torch
 import tyro
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -39,10 +40,11 @@ NAMES, PARENTS = SMPLX55.names[:22], SMPLX55.parents[:22]
 JUMPS = chain_jumps(PARENTS)
 CHUNK = 512  # frames solved at once
 
-# Human3.6M's point: the body joint whose frame carries it, the joint at whose rest position it starts, its spread in metres, and
-# whether its offset from there is the source's (estimated) or none. The pelvis is left out, being the middle of the hips.
+# Human3.6M's point: the body joint whose frame carries it, the joint at whose rest position it starts, its spread in
+# metres, and whether its offset from there is the source's (estimated) or none. The pelvis is left out, being the
+# middle of the hips.
 POINTS: dict[str, tuple[str, str, float, bool]] = {
-    "Spine": ("spine2", "spine3", 0.03, True),
+    "Spine": ("spine1", "spine2", 0.06, True),
     "Thorax": ("spine3", "neck", 0.02, True),
     "Nose": ("head", "head", 0.02, True),
     "HeadTop": ("head", "head", 0.02, True),
@@ -54,19 +56,23 @@ POINTS: dict[str, tuple[str, str, float, bool]] = {
 CARRIER, ORIGIN = ([NAMES.index(p[k]) for p in POINTS.values()] for k in (0, 1))
 POINT_SPREAD = torch.tensor([p[2] for p in POINTS.values()])
 
-# Spread in radians of the source's orientation of a part, its zero included: feet and pelvis are known well, hands and the twist
-# of limbs badly.
-_PART_SPREAD = {"pelvis": 0.15, "spine3": 0.25, "head": 0.15, "ankle": 0.1, "wrist": 0.35, "hip": 0.35, "shoulder": 0.35}
+# Spread in radians of the source's orientation of a part, its zero included: feet and pelvis are known well, hands
+# and the twist of limbs badly.
+_PART_SPREAD = {
+    "pelvis": 0.15, "spine3": 0.25, "head": 0.15, "ankle": 0.1, "wrist": 0.35, "hip": 0.35, "shoulder": 0.35,
+}  # fmt: skip
 PARTS = [name for name in NAMES if name.split("_")[-1] in _PART_SPREAD]
 PART_JOINT = [NAMES.index(name) for name in PARTS]
 PART_SPREAD = torch.tensor([_PART_SPREAD[name.split("_")[-1]] for name in PARTS])
 
-# Spread in radians of a joint's own rotation vector about the body's x (left), y (up), z (front) of the T-pose: there the arms
-# twist about x and the legs about y, knees hinge about x and elbows about y. The forearm's roll is shared by elbow and wrist.
+# Spread in radians of a joint's own rotation vector about the body's x (left), y (up), z (front) of the T-pose: there
+# the arms twist about x and the legs about y, knees hinge about x and elbows about y. The forearm's roll is shared by
+# elbow and wrist.
 _LOCAL_SPREAD = {
     "pelvis": (9, 9, 9), "hip": (2, 1, 2), "knee": (3, 0.15, 0.08), "ankle": (0.5, 0.4, 0.4), "foot": (0.1, 0.1, 0.1),
     "spine1": (0.3, 0.3, 0.3), "spine2": (0.3, 0.3, 0.3), "spine3": (0.3, 0.3, 0.3), "neck": (0.4, 0.4, 0.4),
-    "head": (0.4, 0.4, 0.4), "collar": (0.15, 0.25, 0.25), "shoulder": (1, 2, 2), "elbow": (0.5, 3, 0.1), "wrist": (0.3, 0.3, 0.3),
+    "head": (0.4, 0.4, 0.4), "collar": (0.15, 0.25, 0.25), "shoulder": (1, 2, 2), "elbow": (0.5, 3, 0.1),
+    "wrist": (0.3, 0.3, 0.3),
 }  # fmt: skip
 LOCAL_SPREAD = torch.tensor([_LOCAL_SPREAD[name.split("_")[-1]] for name in NAMES])
 # Bending a hinge the wrong way has this spread; the sign is that of its proper bend.
@@ -75,6 +81,9 @@ HINGES = {"left_knee": (0, 1.0), "right_knee": (0, 1.0), "left_elbow": (1, -1.0)
 HINGE_JOINT, HINGE_AXIS = [NAMES.index(n) for n in HINGES], [axis for axis, _ in HINGES.values()]
 HINGE_SIGN = torch.tensor([sign for _, sign in HINGES.values()])
 SMOOTH_SPREAD = 0.25  # radians from the mean of the neighbouring frames
+# No joint turns further than this (degrees). Frames that do are faults of the capture: heads that flip in 60_06 and
+# 60_07, feet in 05_05 and 05_06, arms in 13_18.
+FURTHEST = {"hip": 150, "knee": 165, "ankle": 80, "shoulder": 165, "elbow": 160, "neck": 75, "head": 75}
 
 # MOVES[i, j]: turning joint j turns joint i.
 MOVES = torch.eye(len(NAMES))
@@ -125,7 +134,9 @@ def observe(clip: Clip, step: int) -> Observed:
     return Observed(points[::step], torch.stack([parts.get(name, unknown) for name in PARTS], 1)[::step], known)
 
 
-def pose_skeleton(pose: Pose, skeleton: Skeleton) -> tuple[Float[Tensor, "N 22 3 3"], Float[Tensor, "N 22 3"], Float[Tensor, "N P 3"]]:
+def pose_skeleton(
+    pose: Pose, skeleton: Skeleton
+) -> tuple[Float[Tensor, "N 22 3 3"], Float[Tensor, "N 22 3"], Float[Tensor, "N P 3"]]:
     """World rotations and positions of the joints, and the points."""
     T = world_transforms(pose.rotations, skeleton.rest.expand(len(pose.transl), -1, -1), JUMPS)
     G, joints = T[..., :3, :3], T[..., :3, 3] + pose.transl[:, None]
@@ -138,8 +149,9 @@ def normal_equations(
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N 69 69"], Float[Tensor, "N 69"]]:
     """Half the squared residuals, their Gauss-Newton Hessian and gradient.
 
-    The unknowns are increments: 3 per joint, applied on the right of its rotation (R <- R exp[d]), then the translation. Turning
-    joint j by d in its own frame turns all below it by G_j d about its position. Logarithms are differentiated as if small.
+    The unknowns are increments: 3 per joint, applied on the right of its rotation (R <- R exp[d]), then the
+    translation. Turning joint j by d in its own frame turns all below it by G_j d about its position. Logarithms are
+    differentiated as if small.
     """
     G, joints, points = pose_skeleton(pose, skeleton)
     N, J = G.shape[:2]
@@ -196,7 +208,7 @@ def solve(pose: Pose, observed: Observed, skeleton: Skeleton, near: Tensor | Non
 
 
 def first_guess(observed: Observed, skeleton: Skeleton) -> Pose:
-    """A start with every limb along its source's and every hinge in the plane of its limb, so that no twist is half a turn off."""
+    """A start with every limb along its source's and every hinge at right angles to its limb: no twist is far off."""
     index = {name: k for k, name in enumerate(POINTS)}
     G = torch.eye(3).repeat(len(observed.points), len(NAMES), 1, 1)
 
@@ -211,8 +223,8 @@ def first_guess(observed: Observed, skeleton: Skeleton) -> Pose:
     chest = part("spine3", pelvis)
     head = part("head", chest)
     for name, value in {
-        "pelvis": pelvis, "spine1": between(pelvis, chest, 1 / 3), "spine2": between(pelvis, chest, 2 / 3), "spine3": chest,
-        "left_collar": chest, "right_collar": chest, "neck": between(chest, head, 0.5), "head": head,
+        "pelvis": pelvis, "spine1": between(pelvis, chest, 1 / 3), "spine2": between(pelvis, chest, 2 / 3),
+        "spine3": chest, "left_collar": chest, "right_collar": chest, "neck": between(chest, head, 0.5), "head": head,
     }.items():  # fmt: skip
         G[:, NAMES.index(name)] = value
 
@@ -226,7 +238,8 @@ def first_guess(observed: Observed, skeleton: Skeleton) -> Pose:
             axis = sign * torch.eye(3)[axis_index]
             above = G[:, PARENTS[joints[0]]]
             untwisted = shortest_rotation(above @ rest_upper, upper) @ above
-            # The bent limb shows its hinge (the cross product, as long as the bend's sine); the straight one takes the source's.
+            # The bent limb shows its hinge (the cross product, as long as the bend's sine); the straight one takes
+            # the source's.
             hinge = torch.linalg.cross(upper, lower) + 0.3 * part(f"{side}_{chain[0]}", untwisted) @ axis
             G[:, joints[0]] = _frame(upper, hinge) @ _frame(rest_upper, axis).mT
             G[:, joints[1]] = _frame(lower, hinge) @ _frame(rest_lower, axis).mT
@@ -251,9 +264,9 @@ def _frame(along: Float[Tensor, "*B 3"], beside: Float[Tensor, "*B 3"]) -> Float
 def fit_skeleton(observed: Observed, rest: Float[Tensor, "22 3"], rounds: int = 6) -> Skeleton:
     """The body with this source's proportions, symmetric, from some of its frames.
 
-    Limbs, hip width and torso length are the source's medians. Shoulders and loose points are moved by what the poses leave
-    unexplained, round by round. The middle of the hips and the orientation of pelvis, chest and head (from the source's own
-    joints) pin down what would otherwise trade against a tilt.
+    Limbs, hip width and torso length are the source's medians. Shoulders and loose points are moved by what the poses
+    leave unexplained, round by round. The middle of the hips and the orientation of pelvis, chest and head (from the
+    source's own joints) pin down what would otherwise trade against a tilt.
     """
     index = {name: k for k, name in enumerate(POINTS)}
 
@@ -278,10 +291,11 @@ def fit_skeleton(observed: Observed, rest: Float[Tensor, "22 3"], rounds: int = 
         local[a, 0] += (source - own) / 2
         local[b, 0] -= (source - own) / 2
     for upper, lower in (("Hip", "Knee"), ("Knee", "Ankle"), ("Shoulder", "Elbow"), ("Elbow", "Wrist")):
-        length = np.mean([median_length(observed.points[:, index[s + upper]], observed.points[:, index[s + lower]]) for s in "LR"])
+        ends = [(observed.points[:, index[s + upper]], observed.points[:, index[s + lower]]) for s in "LR"]
+        length = sum(median_length(a, b) for a, b in ends) / 2
         for s in "LR":
             j = joint[POINTS[s + lower][1]]
-            local[j] = normalize(local[j], dim=-1) * float(length)
+            local[j] = normalize(local[j], dim=-1) * length
 
     offsets = torch.zeros(len(POINTS), 3)
     offsets[index["Nose"]], offsets[index["HeadTop"]] = torch.tensor([0, 0.05, 0.12]), torch.tensor([0, 0.18, 0.0])
@@ -292,14 +306,12 @@ def fit_skeleton(observed: Observed, rest: Float[Tensor, "22 3"], rounds: int = 
     for _ in range(rounds):
         pose = solve(pose, observed, skeleton, iterations=6)
         G, _, points = pose_skeleton(pose, skeleton)
-        unexplained = (G[:, CARRIER].mT @ (observed.points - points)[..., None])[..., 0]
-        move = unexplained.median(0).values
+        left_over = (observed.points - points)[..., None]
+        move = (G[:, CARRIER].mT @ left_over)[..., 0].median(0).values
         offsets = offsets + torch.where(loose[:, None], move * torch.tensor([0.0, 1.0, 1.0]), 0.0)
         # A shoulder hangs on its collar: what is left over in the chest's frame, the same on both sides.
-        chest = G[:, joint["spine3"]].mT
-        left, right = (
-            (chest @ (observed.points - points)[:, index[n], :, None])[..., 0].median(0).values for n in ("LShoulder", "RShoulder")
-        )
+        in_chest = (G[:, joint["spine3"], None].mT @ left_over)[..., 0].median(0).values
+        left, right = in_chest[index["LShoulder"]], in_chest[index["RShoulder"]]
         shift = (left + flip * right) / 2
         local[joint["left_shoulder"]] += shift
         local[joint["right_shoulder"]] += flip * shift
@@ -326,6 +338,12 @@ def neighbours(rotations: Float[Tensor, "N 22 3 3"], clip: Sequence[int]) -> Flo
     return a @ roma.rotvec_to_rotmat(roma.rotmat_to_rotvec(a.mT @ b) / 2)
 
 
+def plausible(pose: Float[np.ndarray, "N 22 3"]) -> Bool[np.ndarray, "N"]:
+    """Whether all joints of a frame (rotation vectors) stay within `FURTHEST`."""
+    limit = np.radians([FURTHEST.get(name.split("_")[-1], 180) for name in NAMES])
+    return (np.linalg.norm(pose, axis=-1)[:, 1:] <= limit[1:]).all(1)
+
+
 def rest_joints(body: Path) -> Float[Tensor, "22 3"]:
     """Rest positions (metres) of the first 22 joints of a body file in the SMPL-X layout, at mean shape."""
     with np.load(body, allow_pickle=False) as file:
@@ -336,7 +354,7 @@ def rest_joints(body: Path) -> Float[Tensor, "22 3"]:
 def retarget(
     clips: Sequence[Clip], rest: Float[Tensor, "22 3"], step: int, progress: tqdm
 ) -> tuple[Pose, Skeleton, Float[Tensor, "N P 3"], Float[Tensor, "N P"]]:
-    """All clips of one source skeleton: their poses, the skeleton, the source's points and the distances to them (metres)."""
+    """All clips of one source skeleton: poses, skeleton, the source's points and the distances to them (metres)."""
     views = [observe(clip, step) for clip in clips]
     observed = Observed(torch.cat([v.points for v in views]), torch.cat([v.parts for v in views]), views[0].known)
     total = len(observed.points)
@@ -369,8 +387,9 @@ def main(
 
     Args:
         mocap: folder of the clips and their index.csv.
-        out: the npz to write: `pose` (N, 22, 3) rotation vectors, `transl` (N, 3) metres for the standard body, `points` (N, 16, 3)
-            the source's points in metres, `clip` (N,) the clip of each frame, and per clip `clip_id`, `subject`, `source`, `licence`.
+        out: the npz to write: `pose` (N, 22, 3) rotation vectors, `transl` (N, 3) metres for the standard body,
+            `plausible` (N,) false where a joint is turned impossibly far, `points` (N, 16, 3) the source's points in
+            metres, `clip` (N,) the clip of each frame, and per clip `clip_id`, `subject`, `source`, `licence`.
         body: body file in the SMPL-X layout whose joints are used.
         fps: frames per second to keep.
     """
@@ -399,12 +418,15 @@ def main(
                 results[i] = (pose[frames], points[frames])
             median = (1000 * error.median(0).values).round().int().tolist()
             worst = 1000 * float(error.max(1).values.quantile(0.99))
-            progress.write(f"{source:16s} {len(error):6d} frames, mm: {dict(zip(POINTS, median, strict=True))}, p99 of the worst point {worst:.0f}")
+            table = " ".join(f"{name} {mm}" for name, mm in zip(POINTS, median, strict=True))
+            progress.write(f"{source}, {len(error)} frames, mm: {table}; 99 % of frames within {worst:.0f}")
 
     order = range(len(infos))
     everything = cat([results[i][0] for i in order])
+    pose = roma.rotmat_to_rotvec(everything.rotations).numpy()
     arrays = {
-        "pose": roma.rotmat_to_rotvec(everything.rotations).numpy().astype(np.float16),
+        "pose": pose.astype(np.float16),
+        "plausible": plausible(pose),
         "transl": everything.transl.numpy(),
         "points": torch.cat([results[i][1] for i in order]).numpy(),
         "point_names": np.array(list(POINTS)),
@@ -420,7 +442,9 @@ def main(
     part = out.with_suffix(".part.npz")
     np.savez_compressed(part, **arrays)
     os.replace(part, out)
-    print(f"{out}: {len(arrays['pose'])} frames of {len(infos)} clips at {fps:g} fps, {out.stat().st_size / 1e6:.1f} MB")
+    megabytes = out.stat().st_size / 1e6
+    print(f"{out}: {len(arrays['pose'])} frames of {len(infos)} clips at {fps:g} fps, {megabytes:.1f} MB")
+    print(f"{(~arrays['plausible']).sum()} frames are marked as implausible")
 
 
 def _leg(rest: Float[Tensor, "22 3"]) -> float:

@@ -3,9 +3,9 @@
     python scripts/retarget_mocap.py ../shared/data/mocap --out data/retargeted.npz
     python scripts/train_pose_prior.py data/retargeted.npz
 
-Expectation-maximisation on the retargeted motion capture, every frame with its mirror image, the held-out subjects left out.
-A frame counts by its clip: all frames of a clip together weigh the square root of their number, shared between the exporters'
-copies of one trial, so that minutes of salsa do not drown seconds on the floor.
+Expectation-maximisation on the retargeted motion capture, every frame with its mirror image, the held-out subjects
+left out. A frame counts by its clip: all frames of a clip together weigh the square root of their number, shared
+between the exporters' copies of one trial, so that minutes of salsa do not drown seconds on the floor.
 
 Prints the mean log-likelihood per frame (nats) of training and held-out subjects, by the same weights.
 """
@@ -27,12 +27,13 @@ from body3d.errors import InputError
 from body3d.skeletons import SMPLX55
 
 JOINTS = SMPLX55.names[1:22]
-# Mirrored in the plane between left and right: joints swap sides, and a rotation vector keeps x and turns y and z round.
+# Mirrored in the plane between left and right: joints swap sides, and a rotation vector keeps x and turns y and z
+# round.
 MIRROR_JOINTS = [j - 1 for j in SMPLX55.flip[1:22]]
 MIRROR_SIGNS = torch.tensor([1.0, -1.0, -1.0])
-# Added to every component's variances (radians): what retargeting cannot see, and what half a million similar frames hide.
-# The capture has no toes and poor hands; a prior must not be sure about them.
-FLOOR = {name: 0.03 for name in JOINTS} | {f"{s}_wrist": 0.2 for s in ("left", "right")} | {f"{s}_foot": 0.1 for s in ("left", "right")}
+# Added to every component's variances (radians): what retargeting cannot see, and what half a million similar frames
+# hide. The capture has no toes and poor hands; a prior must not be sure about them.
+FLOOR = dict.fromkeys(JOINTS, 0.03) | {"left_wrist": 0.2, "right_wrist": 0.2, "left_foot": 0.1, "right_foot": 0.1}
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ def k_means(
 
 
 def maximise(x: Float[Tensor, "N D"], share: Float[Tensor, "N K"], floor: Float[Tensor, "D"]) -> Mixture:
-    """The mixture that fits rows shared out between components; `floor` (standard deviations) is added to every covariance."""
+    """The mixture of rows shared out between components, `floor` (standard deviations) added to each covariance."""
     total = share.sum(0)
     means = share.T @ x / total[:, None]
-    covars = torch.stack([((x - m) * s[:, None]).T @ (x - m) / t for m, s, t in zip(means, share.T, total, strict=True)])
+    covars = torch.stack([((x - m).T * s) @ (x - m) / s.sum() for m, s in zip(means, share.T, strict=True)])
     return Mixture(total / total.sum(), means, covars + torch.diag(floor.square()))
 
 
@@ -88,7 +89,7 @@ def fit_mixture(
     floor: Float[Tensor, "D"],
     seed: int = 0,
     rounds: int = 200,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
 ) -> Mixture:
     """EM from a k-means start until the mean log-likelihood gains less than `tolerance` nats."""
     label = k_means(x, weight, k, seed)
@@ -107,7 +108,8 @@ def fit_mixture(
 def unwrap(pose: Float[Tensor, "N J 3"], rounds: int = 3) -> Float[Tensor, "N J 3"]:
     """Of the two shortest vectors of one rotation, r and r - 2 pi r/|r|, the one nearer to the joint's mean.
 
-    Logarithms end at pi, where a rotation's vector jumps to the other side; a Gaussian must see both sides as neighbours.
+    Logarithms end at pi, where a rotation's vector jumps to the other side; a Gaussian must see both sides as
+    neighbours.
     """
     for _ in range(rounds):
         angle = pose.norm(dim=-1, keepdim=True)
@@ -133,13 +135,11 @@ def read_frames(path: Path) -> tuple[Frames, Frames]:
     if not path.is_file():
         raise InputError(f"{path} is not there: make it with scripts/retarget_mocap.py")
     with np.load(path, allow_pickle=False) as file:
-        if not {"pose", "clip", "clip_id", "subject"} <= set(file.files):
+        if not {"pose", "plausible", "clip", "clip_id", "subject"} <= set(file.files):
             raise InputError(f"{path} is not a file of scripts/retarget_mocap.py: it has {', '.join(file.files)}")
         pose = torch.from_numpy(file["pose"].astype(np.float64))[:, 1:]
-        clip, ids, subjects = file["clip"].astype(int), file["clip_id"], file["subject"]
-    # A head that turns by more than 75 degrees against the chest is a fault of the capture (6 % of 60_07).
-    head = pose[:, [JOINTS.index("neck"), JOINTS.index("head")]].sum(1).norm(dim=-1)
-    good = (head < np.radians(75)).numpy()
+        good, clip = file["plausible"], file["clip"].astype(int)
+        ids, subjects = file["clip_id"], file["subject"]
 
     frames_of = np.bincount(clip[good], minlength=len(ids)).clip(1)
     # One trial from several exporters: the same person and the same id.
@@ -168,7 +168,8 @@ def main(
 
     Args:
         retargeted: the npz of scripts/retarget_mocap.py.
-        out: the npz to write: `means` (K, 63), `covars` (K, 63, 63), `weights` (K,), `joint_names` (21,), `source`, `held_out`.
+        out: the npz to write: `means` (K, 63), `covars` (K, 63, 63), `weights` (K,), `joint_names` (21,), `source`,
+            `held_out`.
         components: number of Gaussians.
         compare: other numbers of Gaussians whose likelihoods are printed too.
         seed: of the k-means start.

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import roma
 import torch
@@ -188,3 +189,26 @@ def test_human36m_joints_lie_where_they_should():
     assert abs(at["head_top"][1] - top) < 0.04
     assert at["pelvis"][1] < at["spine"][1] < at["thorax"][1] < at["neck_nose"][1] < at["head_top"][1]
     assert abs(at["head_top"][0]) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["smplx", "smpl"])
+def test_files_of_the_official_layouts_fit(kind, tmp_path):
+    """Full-size files with random content, so the body is a cloud; what counts is that its points come to lie on the keypoints."""
+    from test_body import HANDS, full_size
+
+    sizes = {"smplx": ("smplx", 10475, 400, 55, 20908), "smpl": ("smpl", 6890, 300, 24, 13776)}[kind]
+    path = tmp_path / f"{kind}.npz"
+    rng = np.random.default_rng(0)
+    face = {"lmk_faces_idx": rng.integers(0, 20908, 51), "lmk_bary_coords": rng.dirichlet(np.ones(3), 51)}
+    np.savez(path, **full_size(*sizes), **(HANDS | face if kind == "smplx" else {}))
+    model = BodyModel.load(path, kind)
+    unknowns = Unknowns(model)
+    x = 0.1 * torch.randn(1, len(unknowns), generator=torch.Generator().manual_seed(0))
+    x[:, unknowns.slices["orient"]] = facing(torch.tensor([0.2]))
+    x[:, unknowns.slices["transl"]] = torch.tensor([0.1, 0.2, 6.0])
+    xyz, conf = on_body(model, model(unknowns.params(x)), COCO_WHOLEBODY133)
+    result = fit(model, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), CAMERA, options=Options(yaws=1))[0]
+    assert result.model == kind
+    assert result.body.mesh.verts.shape == (sizes[1], 3)
+    assert result.reprojection_px < 25
+    assert result.params.pose.isfinite().all()

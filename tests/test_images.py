@@ -73,7 +73,8 @@ def test_greyscale_and_bilevel(tmp_path, picture):
     Image.fromarray(grey).save(tmp_path / "a.png")
     assert differs(read_image(tmp_path / "a.png"), np.repeat(grey[..., None], 3, -1)) == 0
     Image.fromarray(grey > 127).save(tmp_path / "b.png")
-    assert differs(read_image(tmp_path / "b.png"), np.repeat(np.where(grey > 127, 255, 0)[..., None], 3, -1).astype(np.uint8)) == 0
+    black_white = np.where(grey > 127, 255, 0).astype(np.uint8)
+    assert differs(read_image(tmp_path / "b.png"), np.repeat(black_white[..., None], 3, -1)) == 0
 
 
 def test_palette(tmp_path):
@@ -126,6 +127,14 @@ def test_cmyk_jpeg(tmp_path, adobe):
     with Image.open(tmp_path / "a.jpg") as stored:
         assert stored.mode == "CMYK"
     assert differs(read_image(tmp_path / "a.jpg"), rgb) <= 6
+
+
+def test_first_picture_of_a_stereo_or_preview_file(tmp_path, picture):
+    """Telephones write JPEGs with further pictures behind the photo (MPO); that is not a film."""
+    Image.fromarray(picture).save(
+        tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(255 - picture)]
+    )
+    assert differs(read_image(tmp_path / "a.jpg"), picture) <= 25
 
 
 def test_what_is_not_one_photo_is_refused(tmp_path, picture):

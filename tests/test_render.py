@@ -31,11 +31,15 @@ def facing_quad(x0, y0, x1, y1, z) -> Mesh:
 
 def sphere(centre, radius: float, parts: int = 96) -> Mesh:
     """Outward faces are counter-clockwise seen from outside."""
-    polar, around = np.meshgrid(np.linspace(0, np.pi, parts + 1), np.linspace(0, 2 * np.pi, 2 * parts + 1), indexing="ij")
+    polar, around = np.meshgrid(
+        np.linspace(0, np.pi, parts + 1), np.linspace(0, 2 * np.pi, 2 * parts + 1), indexing="ij"
+    )
     unit = np.stack([np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around), np.cos(polar)], -1).reshape(-1, 3)
     i, j = np.mgrid[:parts, : 2 * parts].reshape(2, -1)
     a, right, below = i * (2 * parts + 1) + j, 1, 2 * parts + 1
-    faces = np.concatenate([np.stack([a, a + below, a + below + right], -1), np.stack([a, a + below + right, a + right], -1)])
+    faces = np.concatenate(
+        [np.stack([a, a + below, a + below + right], -1), np.stack([a, a + below + right, a + right], -1)]
+    )
     return mesh(np.asarray(centre) + radius * unit, faces)
 
 
@@ -153,7 +157,7 @@ def test_a_closed_mesh_has_no_cracks():
     grid = np.arange(-4, 5) / 10.0  # edges and diagonals fall on whole pixels
     verts = np.array([(x, y, 1.0) for y in grid for x in grid])
     cell = np.array([j * 9 + i for j in range(8) for i in range(8)])[:, None]
-    faces = np.concatenate([cell + [0, 1, 10], cell + [0, 10, 9]])
+    faces = np.concatenate([cell + np.array([0, 1, 10]), cell + np.array([0, 10, 9])])
     assert (render([mesh(verts, faces)], camera).alpha[11:90, 11:90] == 1).all()
 
 
@@ -202,7 +206,9 @@ def test_lens_distortion_moves_the_picture_as_the_camera_says():
     y, x = np.mgrid[: CAMERA.size[0], : CAMERA.size[1]]
     centroid = np.array([(alpha * x).sum(), (alpha * y).sum()]) / alpha.sum()
     expected = bent.project(torch.tensor([[0.6, 0.4, 2.0]]))[0].numpy()
-    assert np.linalg.norm(expected - CAMERA.project(torch.tensor([[0.6, 0.4, 2.0]]))[0].numpy()) > 1.5  # it matters here
+    assert (
+        np.linalg.norm(expected - CAMERA.project(torch.tensor([[0.6, 0.4, 2.0]]))[0].numpy()) > 1.5
+    )  # it matters here
     np.testing.assert_allclose(centroid, expected, atol=0.15)
     # Far outside of the picture the polynomial would fold points back into view.
     assert (render([sphere((8.0, 0, 2.0), 0.3, 12)], bent).alpha == 0).all()

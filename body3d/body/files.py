@@ -23,12 +23,12 @@ __all__ = ["read_arrays", "read_pickle"]
 
 
 def read_arrays(
-    path: str | Path, wanted: Iterable[str], required: Iterable[str] = (), what: str = "body model"
+    path: str | Path, wanted: Iterable[str] | None, required: Iterable[str] = (), what: str = "body model"
 ) -> dict[str, np.ndarray]:
-    """Those of the `wanted` arrays that the file has. Raises InputError if it cannot be read or lacks a `required` one.
+    """Those of the `wanted` arrays (None: all) that the file has, for .npz and .pkl files alike.
 
-    Other entries are not touched: the official SMPL-X files keep Python objects (`joint2num`, `part2num`) beside the
-    numbers.
+    Raises InputError, which calls the file `what`, if it cannot be read or lacks a `required` array. Entries that are
+    not wanted are not touched: the official SMPL-X files keep Python objects (`joint2num`, `part2num`) there.
     """
     path = Path(path)
     if not path.exists():
@@ -41,7 +41,7 @@ def read_arrays(
         content = read_pickle(path)
         if not isinstance(content, dict):
             raise InputError(f"{path} holds a {type(content).__name__}, not the dictionary of arrays of a {what}")
-        arrays = {key: _as_array(content[key], path, key) for key in wanted if key in content}
+        arrays = {key: _as_array(content[key], path, key) for key in wanted or content if key in content}
     else:
         raise InputError(f"{path}: a {what} is a file that ends in .npz or .pkl, not in {path.suffix or 'nothing'!r}")
     missing = [key for key in required if key not in arrays]
@@ -50,20 +50,21 @@ def read_arrays(
     return arrays
 
 
-def _read_npz(path: Path, wanted: Iterable[str]) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, wanted: Iterable[str] | None) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is not an .npz archive, or only the beginning of one")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in wanted if key in archive.files}
+            arrays = {key: archive[key] for key in wanted or archive.files if key in archive.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an .npz archive of arrays: {_one_line(error)}") from error
+    return {key: _as_array(value, path, key) for key, value in arrays.items()}
 
 
 def _as_array(value: object, path: Path, key: str) -> np.ndarray:
     array = np.asarray(value)
-    if array.dtype.hasobject:
-        raise InputError(f"{path}: {key!r} is not an array of numbers")
+    if array.dtype.hasobject or isinstance(value, bytes):
+        raise InputError(f"{path} cannot be read: {key!r} is not an array")
     return array
 
 

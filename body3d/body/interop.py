@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,11 @@ from torch import Tensor
 from body3d.body.layouts import PICKED, published_layout
 from body3d.body.model import BodyModel
 from body3d.errors import MissingExtra
+from body3d.skeletons import INNER_FACE51
 from body3d.types import BodyParams, Mesh
+
+if TYPE_CHECKING:
+    import trimesh
 
 __all__ = [
     "from_smplx_layer", "params_from_smplx", "params_to_smplx", "smplx_arrays", "to_open3d", "to_pytorch3d",
@@ -26,18 +30,6 @@ __all__ = [
 
 Side = Literal["left", "right"]
 SIDES: tuple[Side, Side] = ("left", "right")
-
-# The names that smplx gives the picked vertices, in the order of PICKED.
-SMPLX_VERTEX_NAMES = dict(
-    zip(
-        (
-            "nose", "reye", "leye", "rear", "lear", "LBigToe", "LSmallToe", "LHeel", "RBigToe", "RSmallToe", "RHeel",
-            *(side + finger for side in "lr" for finger in ("thumb", "index", "middle", "ring", "pinky")),
-        ),
-        PICKED,
-        strict=True,
-    )
-)  # fmt: skip
 
 
 # ---- parameters ----------------------------------------------------------------------------------------------------
@@ -61,8 +53,8 @@ def params_from_smplx(
     """`BodyParams` from a dictionary with the smplx package's names; what is missing is zero.
 
     `use_pca` and `flat_hand_mean` mean what they mean in smplx: whether the hands are coefficients of principal
-    components, and whether they are meant without the mean hand. smplx's own defaults are True and False; AMASS and this
-    project write the full rotation vectors.
+    components, and whether they are meant without the mean hand. smplx's own defaults are True and False; AMASS and
+    this project write the full rotation vectors.
     """
     like = model.template
     given = {key: torch.as_tensor(value).to(like) for key, value in params.items() if value is not None}
@@ -107,9 +99,9 @@ def _hand_mean(model: BodyModel, side: Side) -> Tensor:
 def smplx_arrays(model: BodyModel, num_shape: int = 10, num_expression: int = 10) -> dict[str, np.ndarray]:
     """The arrays of a model file in the published layout, for other packages' readers.
 
-    Those take expression from column 10 of `shapedirs` when it has fewer than 400 columns and from column 300 otherwise,
-    so more than 10 + 10 directions are filled up with zeros to 300 + 100. Pose blend shapes that the model has not are
-    written as zeros, since every reader wants them.
+    Those take expression from column 10 of `shapedirs` when it has fewer than 400 columns and from column 300
+    otherwise, so more than 10 + 10 directions are filled up with zeros to 300 + 100. Pose blend shapes that the model
+    has not are written as zeros, since every reader wants them.
     """
     numpy = lambda t: t.detach().cpu().numpy()
     V, J = model.weights.shape
@@ -118,13 +110,10 @@ def smplx_arrays(model: BodyModel, num_shape: int = 10, num_expression: int = 10
         narrow = num_shape <= 10 and num_expression <= 10
         shape_columns, expression_columns = (10, 10) if narrow else (300, 100)
     shapedirs = np.zeros((V, 3, shape_columns + expression_columns), np.float32)
-    for dirs, start, count in (
-        (model.shape_dirs, 0, num_shape),
-        (model.expression_dirs, shape_columns, num_expression),
-    ):
-        if dirs is not None and shapedirs.shape[-1] > start:
-            used = np.moveaxis(numpy(dirs[:count]), 0, -1)
-            shapedirs[..., start : start + used.shape[-1]] = used
+    shapedirs[..., : min(num_shape, model.num_shape)] = np.moveaxis(numpy(model.shape_dirs[:num_shape]), 0, -1)
+    if model.expression_dirs is not None:
+        used = np.moveaxis(numpy(model.expression_dirs[:num_expression]), 0, -1)
+        shapedirs[..., shape_columns : shape_columns + used.shape[-1]] = used
     posedirs = np.zeros((V, 3, 9 * (J - 1)), np.float32)
     if model.pose_dirs is not None:
         posedirs[...] = np.moveaxis(numpy(model.pose_dirs), 0, -1)
@@ -150,7 +139,7 @@ def _landmark_arrays(model: BodyModel) -> dict[str, np.ndarray]:
     number = {tuple(face): i for i, face in enumerate(model.faces.tolist())}
     triangles = lambda corners: np.array([number[tuple(c)] for c in corners.reshape(-1, 3).tolist()])
     out = {}
-    if len(model.point_vertices) > 51:
+    if INNER_FACE51[0] in model.keypoints:
         corners, mixture = model.point_vertices[-51:], model.point_mixture[-51:]
         out |= {"lmk_faces_idx": triangles(corners), "lmk_bary_coords": mixture.cpu().numpy().astype(np.float64)}
     if model.contour_vertices is not None and model.contour_mixture is not None:
@@ -167,21 +156,21 @@ def to_smplx_layer(model: BodyModel, num_shape: int = 10, num_expression: int = 
     """
     smplx = _needed("smplx", "smplx", "a layer of the smplx package")
     arrays = smplx_arrays(model, num_shape, num_expression)
-    ids = dict(zip(PICKED, model.point_vertices[: len(PICKED), 0].tolist(), strict=False))
-    options = {
-        "num_betas": num_shape,
-        "vertex_ids": {theirs: ids[ours] for theirs, ours in SMPLX_VERTEX_NAMES.items()},
-    } | options
+    options = {"num_betas": num_shape} | options
     if model.kind == "smpl":
-        return smplx.SMPL("", data_struct=SimpleNamespace(**arrays), **options)
-    if model.kind == "smplh":
-        return smplx.SMPLH("", data_struct=SimpleNamespace(**arrays), **options)
-    with tempfile.TemporaryDirectory() as folder:  # SMPLX reads nothing but files
-        np.savez(Path(folder) / "model.npz", **arrays)
-        return smplx.SMPLX(str(Path(folder) / "model.npz"), num_expression_coeffs=num_expression, **options)
+        layer = smplx.SMPL("", data_struct=SimpleNamespace(**arrays), **options)
+    elif model.kind == "smplh":
+        layer = smplx.SMPLH("", data_struct=SimpleNamespace(**arrays), **options)
+    else:
+        with tempfile.TemporaryDirectory() as folder:  # SMPLX reads nothing but files
+            np.savez(Path(folder) / "model.npz", **arrays)  # pyright: ignore[reportArgumentType]
+            layer = smplx.SMPLX(str(Path(folder) / "model.npz"), num_expression_coeffs=num_expression, **options)
+    if PICKED[0] in model.keypoints:
+        layer.vertex_joint_selector.extra_joints_idxs.copy_(model.point_vertices[: len(PICKED), 0])
+    return layer
 
 
-def from_smplx_layer(layer: torch.nn.Module) -> BodyModel:
+def from_smplx_layer(layer: Any) -> BodyModel:
     """A `BodyModel` with the numbers of a layer of the smplx package: SMPL, SMPLH, SMPLX or their *Layer forms."""
     buffers = {name: t.detach().cpu().numpy() for name, t in layer.named_buffers()}
     if "v_template" not in buffers or "lbs_weights" not in buffers:
@@ -202,16 +191,17 @@ def from_smplx_layer(layer: torch.nn.Module) -> BodyModel:
         for side in SIDES:
             arrays[f"hands_mean{side[0]}"] = buffers[f"{side}_hand_mean"]
             arrays[f"hands_components{side[0]}"] = buffers.get(f"{side}_hand_components", np.eye(45))
-    picked = layer.vertex_joint_selector.extra_joints_idxs.tolist()
+    picked = buffers["vertex_joint_selector.extra_joints_idxs"].tolist()
     ids = dict(zip(PICKED, picked, strict=False))
     layout = published_layout(arrays, Path(type(layer).__name__), ids, buffers["shapedirs"].shape[-1])
     return BodyModel(**layout)
 
 
 # ---- meshes --------------------------------------------------------------------------------------------------------
-def to_trimesh(mesh: Mesh) -> Any:
+def to_trimesh(mesh: Mesh) -> "trimesh.Trimesh":
     """One mesh as a `trimesh.Trimesh`, vertices in our order."""
-    trimesh = _needed("trimesh", "", "a trimesh.Trimesh")
+    import trimesh
+
     return trimesh.Trimesh(*_one(mesh), process=False)
 
 
@@ -228,7 +218,10 @@ def to_open3d(mesh: Mesh) -> Any:
 
 def to_pytorch3d(mesh: Mesh) -> Any:
     """A mesh, or a batch of them, as `pytorch3d.structures.Meshes`; gradients pass through."""
-    structures = _needed("pytorch3d.structures", "", "a PyTorch3D mesh")
+    try:
+        structures = import_module("pytorch3d.structures")
+    except ImportError as error:
+        raise ImportError("a PyTorch3D mesh needs pytorch3d, which is not installed: see its own manual") from error
     verts = mesh.verts.reshape(-1, *mesh.verts.shape[-2:])
     return structures.Meshes(verts, mesh.faces.expand(len(verts), -1, -1))
 
@@ -243,4 +236,4 @@ def _needed(module: str, extra: str, purpose: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise MissingExtra(module.partition(".")[0], extra, purpose) from error
+        raise MissingExtra(module, extra, purpose) from error

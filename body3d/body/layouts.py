@@ -31,7 +31,7 @@ OPEN_KEYS = (
 
 # The vertices that stand for points of the face, feet and fingertips: the numbers that the smplx package publishes for
 # the meshes of 6,890 (SMPL, SMPL-H) and 10,475 vertices (SMPL-X).
-PICKED = (
+PICKED: tuple[str, ...] = (
     "nose", "right_eye", "left_eye", "right_ear", "left_ear",
     "left_big_toe", "left_small_toe", "left_heel", "right_big_toe", "right_small_toe", "right_heel",
     "left_thumb_tip", "left_index_tip", "left_middle_tip", "left_ring_tip", "left_pinky_tip",
@@ -56,6 +56,7 @@ def published_layout(
     lacking = [key for key in (*REQUIRED, "J_regressor", "kintree_table") if key not in arrays]
     if lacking:
         raise InputError(f"{path} is not a body model: it has no {', '.join(map(repr, lacking))}")
+    _check_numbers(arrays, path)
     vertices, joints = len(arrays["v_template"]), arrays["kintree_table"].shape[-1]
     kind = {24: "smpl", 52: "smplh", 55: "smplx"}.get(joints)
     if kind is None:
@@ -99,6 +100,7 @@ def open_layout(arrays: Arrays, path: Path) -> dict[str, Any]:
     lacking = [key for key in ("v_template", "shapedirs", "f", *OPEN_KEYS) if key not in arrays]
     if lacking:
         raise InputError(f"{path} is not the open body: it has no {', '.join(map(repr, lacking))}")
+    _check_numbers(arrays, path)
     weights = np.zeros((len(arrays["v_template"]), len(arrays["parents"])), np.float32)
     # Added up, not assigned: unused places of a row name joint 0 again with weight 0.
     rows = np.arange(len(weights))[:, None]
@@ -212,6 +214,15 @@ def _directions(stored: np.ndarray, scale: np.ndarray) -> Tensor:
 
 def _floats(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+
+TEXTS = ("model", "expression_names", "vertex_names")
+
+
+def _check_numbers(arrays: Arrays, path: Path) -> None:
+    for key, array in arrays.items():
+        if key not in TEXTS and (array.ndim == 0 or array.dtype.kind not in "fiu" or not np.isfinite(array).all()):
+            raise InputError(f"{path}: {key!r} is not an array of finite numbers")
 
 
 def _check_shapes(arrays: Arrays, path: Path, **expected: tuple[int, ...]) -> None:

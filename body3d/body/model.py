@@ -187,8 +187,8 @@ def pose_feature(rotations: Float[Tensor, "*B J 3 3"]) -> Float[Tensor, "*B P"]:
     return (rotations[..., 1:, :, :] - torch.eye(3).to(rotations)).flatten(-3)
 
 
-def mix(corners: Float[Tensor, "*B N 3 3"], mixture: Float[Tensor, "*#B N 3"]) -> Float[Tensor, "*B N 3"]:
-    """Points from the three vertices each is a mixture of."""
+def mix(corners: Float[Tensor, "*B N 3 D"], mixture: Float[Tensor, "*#B N 3"]) -> Float[Tensor, "*B N D"]:
+    """Points (or whatever belongs to vertices) from the three vertices that each is a mixture of."""
     return (corners * mixture.unsqueeze(-1)).sum(-2)
 
 
@@ -202,7 +202,8 @@ def contour_row(R_world_neck: Float[Tensor, "*B 3 3"]) -> Int[Tensor, "*B"]:
     """The row of SMPL-X's contour table for the head's yaw, read off the neck's rotation in the frame of the camera.
 
     The table has a row per degree: 0…39 for yaw 0…39, 40…78 for -1…-39, clamped beyond. Yaw is SMPL-X's: minus the
-    middle angle of R = Rz Ry Rx. The choice has no gradient.
+    middle angle of R = Rz Ry Rx, which with y down is positive for a face turned to its left (in a frame with y up the
+    sign is the other one, and the rows would be the wrong side's). The choice has no gradient.
     """
     R = R_world_neck.detach()
     yaw = -torch.atan2(-R[..., 2, 0], torch.hypot(R[..., 0, 0], R[..., 1, 0]))

@@ -1,9 +1,10 @@
-"""Free motion capture: a folder of `.npz` files, each holding the clips of one subject on one skeleton, and an `index.csv`.
+"""Free motion capture: a folder of `.npz` files, each holding the clips of one subject on one skeleton, and an
+`index.csv`.
 
-The clips are CMU recordings from several exporters (free to use, credit mocap.cs.cmu.edu, NSF EIA-0196217), DeepMimic's clips
-(MIT) and Mesh2Motion's hand-keyed animation (CC0); the licence of each clip travels with it. World axes: y up, right-handed,
-metres. A file's rest pose and joint frames are its exporter's own, so rotations compare within a source and the seventeen
-Human3.6M points across all.
+The clips are CMU recordings from several exporters (free to use, credit mocap.cs.cmu.edu, NSF EIA-0196217),
+DeepMimic's clips (MIT) and Mesh2Motion's hand-keyed animation (CC0); the licence of each clip travels with it. World
+axes: y up, right-handed, metres. A file's rest pose and joint frames are its exporter's own, so rotations compare
+within a source and the seventeen Human3.6M points across all.
 """
 
 import csv
@@ -21,29 +22,43 @@ from torch import Tensor
 from body3d.errors import InputError
 
 __all__ = [
-    "HELD_OUT_SUBJECTS", "Clip", "ClipInfo", "clip_index", "forward_kinematics", "is_held_out", "part_orientations", "read_clip",
-    "shortest_rotation",
+    "HELD_OUT_SUBJECTS", "Clip", "ClipInfo", "clip_index", "forward_kinematics", "is_held_out", "part_orientations",
+    "read_clip", "shortest_rotation",
 ]  # fmt: skip
 
-# Never trained on, by anything: pose prior, lifters, 3D networks. Basketball, running, everyday actions, acrobatics, salsa and
-# getting up from the floor. A person counts in every exporter's copy (006 is in both cmu_daz and cmu_dm). 061 is the partner of
-# 060, who stays in training: the same dances at the same moments, in another body.
+# Never trained on, by anything: pose prior, lifters, 3D networks. Basketball, running, everyday actions, acrobatics,
+# salsa and getting up from the floor. A person counts in every exporter's copy (006 is in both cmu_daz and cmu_dm).
+# 061 is the partner of 060, who stays in training: the same dances at the same moments, in another body.
 HELD_OUT_SUBJECTS = frozenset({"cmu006", "cmu009", "cmu013", "cmu049", "cmu061", "cmu140"})
 
-# The joint that carries each body part, on the left; `_mirrored` gives the right. Skeletons are told apart by these names.
+# The joint that carries each body part, on the left; `_mirrored` gives the right. Skeletons are told apart by these
+# names.
 _PARTS: tuple[dict[str, str], ...] = (
-    # cgspeed's BVH (cmu_daz, cmu_papagina)
-    {"pelvis": "hip", "spine3": "chest", "head": "head", "left_ankle": "lFoot", "left_wrist": "lHand", "left_hip": "lThigh", "left_shoulder": "lShldr"},
-    # Acclaim (cmu_amc, cmu_gpmat)
-    {"pelvis": "root", "spine3": "thorax", "head": "head", "left_ankle": "lfoot", "left_wrist": "lhand", "left_hip": "lfemur", "left_shoulder": "lhumerus"},
-    # DeepMimic's humanoid (cmu_dm, deepmimic): the head is fixed on the neck, there are no hands
-    {"pelvis": "root", "spine3": "chest", "head": "neck", "left_ankle": "left_ankle", "left_hip": "left_hip", "left_shoulder": "left_shoulder"},
+    {  # cgspeed's BVH: cmu_daz, cmu_papagina
+        "pelvis": "hip", "spine3": "chest", "head": "head", "left_ankle": "lFoot", "left_wrist": "lHand",
+        "left_hip": "lThigh", "left_shoulder": "lShldr",
+    },
+    {  # Acclaim: cmu_amc, cmu_gpmat
+        "pelvis": "root", "spine3": "thorax", "head": "head", "left_ankle": "lfoot", "left_wrist": "lhand",
+        "left_hip": "lfemur", "left_shoulder": "lhumerus",
+    },
+    {  # DeepMimic's humanoid, cmu_dm and deepmimic: the head is fixed on the neck, there are no hands
+        "pelvis": "root", "spine3": "chest", "head": "neck", "left_ankle": "left_ankle",
+        "left_hip": "left_hip", "left_shoulder": "left_shoulder",
+    },
     # Mesh2Motion's two skeletons
     {"pelvis": "DEF-hips", "spine3": "DEF-spine.003", "head": "DEF-head", "left_ankle": "DEF-foot.L"},
     {"pelvis": "pelvis", "spine3": "spine_03", "head": "head", "left_ankle": "foot_l"},
 )  # fmt: skip
-_LIMBS = {"left_hip": (0.0, -1.0, 0.0), "right_hip": (0.0, -1.0, 0.0), "left_shoulder": (1.0, 0.0, 0.0), "right_shoulder": (-1.0, 0.0, 0.0)}
-# Both CMU conversions hinge the elbow about (0, -cos 30, sin 30) of the T-pose: the crook faces 30 degrees above forward.
+# Which way a limb points in a T-pose.
+_LIMBS = {
+    "left_hip": (0.0, -1.0, 0.0),
+    "right_hip": (0.0, -1.0, 0.0),
+    "left_shoulder": (1.0, 0.0, 0.0),
+    "right_shoulder": (-1.0, 0.0, 0.0),
+}
+# Both CMU conversions hinge the elbow about (0, -cos 30, sin 30) of the T-pose: the crook faces 30 degrees above
+# forward.
 _CMU_ARM_ROLL = -np.pi / 6
 
 _ARRAYS = (
@@ -122,7 +137,8 @@ def read_clip(info: ClipInfo) -> Clip:
     start, length = int(arrays["clip_start"][k]), int(arrays["clip_len"][k])
     frames = slice(start, start + length)
     if length < 1 or start < 0 or start + length > len(arrays["quat"]):
-        raise InputError(f"{info.path.name}: clip {info.id} claims frames {start} to {start + length} of {len(arrays['quat'])}")
+        stored = len(arrays["quat"])
+        raise InputError(f"{info.path.name}: clip {info.id} claims frames {start} to {start + length} of {stored}")
 
     def tensor(key: str, cut: slice = frames) -> Tensor:
         return torch.from_numpy(arrays[key][cut].astype(np.float32))
@@ -154,9 +170,10 @@ def forward_kinematics(clip: Clip) -> tuple[Float[Tensor, "T J 3 3"], Float[Tens
 def part_orientations(clip: Clip) -> dict[str, Float[Tensor, "T 3 3"]]:
     """World orientation of the body's parts, the identity in a T-pose that faces +z with palms down.
 
-    The keys are the SMPL-X joints that carry the parts (pelvis, spine3, head; and of each side ankle, and where the skeleton
-    tells them wrist, hip, shoulder). A clip's own joint frames are brought to this convention by its skeleton's rest pose, or,
-    where that is unknown (Mesh2Motion), by the mean of its standing clip. Between sources the zero of a part differs by some degrees.
+    The keys are the SMPL-X joints that carry the parts (pelvis, spine3, head; and of each side ankle, and where the
+    skeleton tells them wrist, hip, shoulder). A clip's own joint frames are brought to this convention by its
+    skeleton's rest pose, or, where that is unknown (Mesh2Motion), by the mean of its standing clip. Between sources
+    the zero of a part differs by some degrees.
     """
     parts = next((p for p in _PARTS if set(p.values()) <= set(clip.joint_names)), None)
     if parts is None:
@@ -172,7 +189,7 @@ def part_orientations(clip: Clip) -> dict[str, Float[Tensor, "T 3 3"]]:
 
 
 def shortest_rotation(a: Float[Tensor, "*B 3"], b: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 3"]:
-    """The rotation of least angle that takes direction a to direction b (undefined about which axis if they are opposite)."""
+    """The rotation of least angle that takes direction a to direction b; about no defined axis if they are opposite."""
     a, b = torch.nn.functional.normalize(a, dim=-1), torch.nn.functional.normalize(b, dim=-1)
     axis, cosine = torch.linalg.cross(a, b), (a * b).sum(-1, keepdim=True)
     sine = axis.norm(dim=-1, keepdim=True)
@@ -183,21 +200,23 @@ def _zero_from_rest(clip: Clip, part: str, joint: int) -> Float[Tensor, "3 3"]:
     """The part's orientation in the skeleton's rest pose, in which all joint frames are the world's."""
     faces_x = clip.joint_names[0] == "root" and "chest" in clip.joint_names  # DeepMimic's humanoid, arms hanging
     facing = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]) if faces_x else torch.eye(3)
-    splayed = "ltibia" in clip.joint_names  # Acclaim's legs stand 20 degrees apart, the feet at right angles to them
-    if part not in _LIMBS and not (splayed and part.endswith("ankle")):
-        return facing
-    if part.endswith("ankle"):
-        return facing @ shortest_rotation(torch.tensor([0.0, -1.0, 0.0]), clip.offsets[joint] * torch.tensor([1.0, 1.0, 0.0]))
-    bone = facing.T @ clip.offsets[clip.parents.index(joint)]  # to the joint's first child
-    roll = 0.0 if faces_x or part.endswith("hip") else _CMU_ARM_ROLL
-    return facing @ shortest_rotation(torch.tensor(_LIMBS[part]), bone) @ roma.rotvec_to_rotmat(torch.tensor([roll, 0.0, 0.0]))
+    if part in _LIMBS:
+        bone = facing.T @ clip.offsets[clip.parents.index(joint)]  # to the joint's first child
+        roll = 0.0 if faces_x or part.endswith("hip") else _CMU_ARM_ROLL
+        swing = shortest_rotation(torch.tensor(_LIMBS[part]), bone)
+        return facing @ swing @ roma.rotvec_to_rotmat(torch.tensor([roll, 0.0, 0.0]))
+    if part.endswith("ankle") and "ltibia" in clip.joint_names:
+        # Acclaim's legs stand 20 degrees out to each side, the feet at right angles to them.
+        shin = clip.offsets[joint] * torch.tensor([1.0, 1.0, 0.0])
+        return shortest_rotation(torch.tensor([0.0, -1.0, 0.0]), shin)
+    return facing
 
 
 def _zero_from_standing(clip: Clip, indices: dict[str, int]) -> dict[str, Float[Tensor, "3 3"]]:
     """Mesh2Motion's joint frames follow the bones: take chest and feet as upright and facing forward while standing.
 
-    The pelvis may tilt sideways then, which the hips show; the head may turn, but on all other sources the line from the nose
-    to the crown leans back by 33 degrees (31 to 34).
+    The pelvis may tilt sideways then, which the hips show; the head may turn, but on all other sources the line from
+    the nose to the crown leans back by 33 degrees (31 to 34).
     """
     standing = read_clip(replace(clip.info, id="Idle_Loop" if "DEF-hips" in clip.joint_names else "Idle_Listening"))
     rotations, positions = forward_kinematics(standing)
@@ -215,7 +234,7 @@ def _zero_from_standing(clip: Clip, indices: dict[str, int]) -> dict[str, Float[
     for side in ("left", "right"):
         toes = rotations[:, indices[f"{side}_ankle"], :, 1]  # a bone's own y runs along it: from the ankle to the ball
         frames[f"{side}_ankle"] = _axes(torch.linalg.cross(up, toes), up)
-    return {part: roma.special_procrustes((rotations[:, j].mT @ frames[part]).mean(0)) for part, j in indices.items()}
+    return {part: roma.special_gramschmidt((rotations[:, j].mT @ frames[part]).mean(0)) for part, j in indices.items()}
 
 
 def _axes(x: Float[Tensor, "*B 3"], y: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 3"]:

@@ -3,6 +3,7 @@
 BlazePose: Bazarevsky et al. 2020 (arXiv:2006.10204); BlazePose GHUM: Grishchenko et al. 2022 (arXiv:2206.11678).
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -98,17 +99,22 @@ def similarity(a: Pose, b: Pose, area: float) -> float:
     return float((np.exp(-distance2 / (8 * COMPARED_SIGMA**2 * area)) * weight).sum() / weight.sum())
 
 
-def settle(network: Network, image: UInt8[np.ndarray, "H W 3"], roi: Roi, steps: int = 2, least: float = 0.05) -> Pose | None:
-    """The pose after following the network's own crop `steps` times; None if nobody is there.
+def settle(
+    network: Network, image: UInt8[np.ndarray, "H W 3"], roi: Roi, steps: int = 2, least_score: float = 0.0
+) -> Pose | None:
+    """The pose after following the network's own crop `steps` times; None if nobody is there, or `least_score` is out of reach.
 
     The last look is taken in the mirror as well and the two are averaged. `score` is their mean presence times their
     agreement: on a person both see the same body, while a ghost made of folds and shadows falls apart.
     """
     pose = look(network, image, roi)
-    for _ in range(steps):
-        if pose.presence < least or not 8 < pose.follow.size < 4 * max(image.shape):
+    for step in range(steps):
+        # A seed may lie badly, so the first look is not yet asked for much.
+        if pose.presence < least_score * (0.1, 0.5)[min(step, 1)] or not 8 < pose.follow.size < 4 * max(image.shape):
             return None
         pose = look(network, image, pose.follow)
+    if math.sqrt(pose.presence) < least_score:
+        return None
     mirrored = look(network, image, pose.roi, mirror=True)
     agreement = similarity(pose, mirrored, pose.area / 2)
     return replace(
@@ -116,5 +122,5 @@ def settle(network: Network, image: UInt8[np.ndarray, "H W 3"], roi: Roi, steps:
         xy=(pose.xy + mirrored.xy) / 2,
         conf=np.minimum(pose.conf, mirrored.conf),
         world=(pose.world + mirrored.world) / 2,
-        score=float(np.sqrt(pose.presence * mirrored.presence)) * agreement,
+        score=math.sqrt(pose.presence * mirrored.presence) * agreement,
     )

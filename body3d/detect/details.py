@@ -3,7 +3,8 @@
 MediaPipe Hands: Zhang et al. 2020 (arXiv:2006.10214); face mesh: Kartynnik et al. 2019 (arXiv:1907.06724).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -13,7 +14,7 @@ from body3d.detect.crops import Roi
 from body3d.detect.tflite import Networks, sigmoid
 from body3d.skeletons import FACE68, HAND21, MEDIAPIPE33
 
-__all__ = ["Part", "find_face", "find_hand", "FACE68_FROM_MESH"]
+__all__ = ["Part", "find_face", "find_hands", "FACE68_FROM_MESH"]
 
 Image = UInt8[np.ndarray, "H W 3"]
 
@@ -28,6 +29,7 @@ FACE68_FROM_MESH = np.array([
 ])  # fmt: skip
 RIGHT_EYE, LEFT_EYE = 33, 263  # outer corners in the mesh
 FACE_MARGIN, HAND_MARGIN = 1.5, 2.0  # crop side relative to the landmarks' extent, as these networks were trained
+HAND_GUESS_MARGIN = 2.7  # the same for the square that reaches from the knuckles to the wrist and as far beyond
 LEAST_PIXELS = 12  # a face or hand crop smaller than this has nothing to show
 LEAST_PRESENCE = 0.3
 
@@ -113,31 +115,45 @@ def square(points: Float[np.ndarray, "K 2"], margin: float) -> tuple[Float[np.nd
 
 
 # ---- hands ---------------------------------------------------------------------------------------------------------
+def find_hands(networks: Networks, image: Image, pose: Pose) -> dict[str, Part]:
+    """The hands that show, by side: 21 points in HAND21's order."""
+    hands = {side: hand for side in HAND21 if (hand := find_hand(networks, image, pose, side)) is not None}
+    if len(hands) == 2:
+        weak, strong = sorted(hands, key=lambda side: hands[side].conf[0])
+        gap = np.linalg.norm(hands[weak].xy - hands[strong].xy, axis=-1).mean()
+        if gap < 0.1 * hands[strong].roi.size:  # one hand in both crops
+            del hands[weak]
+    return hands
+
+
 def find_hand(networks: Networks, image: Image, pose: Pose, side: str) -> Part | None:
-    """21 points in HAND21's order, None where the hand is hidden, too small, or the other one."""
-    wrist, index, pinky = (joint(pose, f"{side}_{n}") for n in ("wrist", "index1", "pinky1"))
+    """The hand of one side, None where it is hidden, too small, or the other one.
+
+    The crop guessed from the body's wrist and knuckles is rough, so the palm detector looks into it for a second guess, and
+    each guess follows the landmarks twice. The best look wins: by presence, by how near its wrist is to the body's, and by
+    being a hand of the right side.
+    """
+    wrist, index, pinky, elbow = (joint(pose, f"{side}_{n}") for n in ("wrist", "index1", "pinky1", "elbow"))
     knuckles = (2 * index + pinky) / 3
-    elbow = joint(pose, f"{side}_elbow")
     palm = float(np.hypot(*(knuckles - wrist)))
-    palm = max(palm, 0.25 * float(np.hypot(*(wrist - elbow))))  # foreshortened towards the camera
-    body = Roi.upright(wrist, knuckles, knuckles, 5.4 * palm).moved(0, -0.04, 1.0)
-    starts = [body, *hand_starts(networks, image, body, wrist, palm)]
+    palm = max(palm, 0.25 * float(np.hypot(*(wrist - elbow))))  # a palm turned away looks short
+    guess = Roi.upright(wrist, knuckles, knuckles, 2 * palm).moved(0, -0.1, HAND_GUESS_MARGIN)
     best, best_score = None, 0.0
-    for start in starts:
+    for start in (guess, *hand_starts(networks, image, guess, wrist, palm)):
         roi = start
-        for _ in range(2):
-            if roi.size < LEAST_PIXELS:
+        for _ in range(3):
+            if not LEAST_PIXELS < roi.size < 4 * guess.size:
                 break
-            part, left = look_at_hand(networks, image, roi)
+            part, right = look_at_hand(networks, image, roi)
             roi = hand_roi(part.xy)
             off = float(np.hypot(*(part.xy[0] - wrist))) / (4 * palm)
-            handed = left if side == "left" else 1 - left
-            score = part.presence * np.exp(-4 * off**2) * (0.5 + 0.5 * handed)
+            handed = right if side == "right" else 1 - right
+            score = part.presence * math.exp(-4 * off**2) * (0.2 + 0.8 * handed)
             if score > best_score:
                 best, best_score = part, score
     if best is None or best_score < LEAST_PRESENCE:
         return None
-    return Part(best.xy, np.full(len(best.xy), best_score), best.presence, best.roi)
+    return replace(best, conf=np.full(len(best.xy), best_score))
 
 
 def hand_starts(networks: Networks, image: Image, around: Roi, wrist: Float[np.ndarray, " 2"], palm: float) -> list[Roi]:
@@ -154,7 +170,7 @@ def hand_starts(networks: Networks, image: Image, around: Roi, wrist: Float[np.n
 
 
 def look_at_hand(networks: Networks, image: Image, roi: Roi) -> tuple[Part, float]:
-    """The 21 points, and how much it is a left hand (0..1)."""
+    """The 21 points, and how much it is a right hand (0..1)."""
     points, presence, handedness, _ = networks.hand(roi.cut(image, networks.hand.size))
     xy = roi.to_image(points.reshape(-1, 3)[:, :2] / networks.hand.size)
     present = float(presence[0])

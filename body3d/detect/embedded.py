@@ -6,7 +6,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from body3d.detect.body import Pose
-from body3d.detect.details import Part, find_face, find_hand
+from body3d.detect.details import find_face, find_hands
 from body3d.detect.people import find_people, person_in_box
 from body3d.detect.tflite import Networks, load_networks
 from body3d.errors import InputError
@@ -22,8 +22,9 @@ def detect_embedded(
 ) -> Detections:
     """The people of an RGB image, best first: COCO-WholeBody keypoints, boxes, and BlazePose's own 3D as `world`.
 
-    With `boxes` (pixels) there is no search: one person per box, in the boxes' order. Confidence 0 marks what was not seen;
-    the small toes are always 0, because these networks do not know them.
+    `max_people` keeps those that stand out most by size and score. With `boxes` (pixels) there is no search: one person per
+    box, in the boxes' order. Confidence 0 marks what was not seen; the small toes are always 0, because these networks do not
+    know them. The networks are fetched at the first call; `InputError` says what to do where that cannot be.
     """
     pixels = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, Tensor) else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -61,14 +62,14 @@ def whole_body(
         at = COCO_WHOLEBODY133.indices(names)
         xy[at], conf[at] = points, weight
 
-    body = tuple(n for n in MEDIAPIPE33.names if n in COCO_WHOLEBODY133 and n not in FACE68 and n[-1] not in "12")
+    # BlazePose's eye corners and knuckles are left to the face and hand networks.
+    body = tuple(n for n in COCO_WHOLEBODY133.names[:23] if n in MEDIAPIPE33)
     rows = MEDIAPIPE33.indices(body)
     put(body, pose.xy[rows], pose.conf[rows])
-    parts: list[tuple[tuple[str, ...], Part | None]] = [(FACE68.names, find_face(networks, image, pose))]
-    parts += [(HAND21[side].names, find_hand(networks, image, pose, side)) for side in HAND21]
-    for names, part in parts:
-        if part is not None:
-            put(names, part.xy, part.conf)
+    if (face := find_face(networks, image, pose)) is not None:
+        put(FACE68.names, face.xy, face.conf)
+    for side, hand in find_hands(networks, image, pose).items():
+        put(HAND21[side].names, hand.xy, hand.conf)
     return xy, conf
 
 

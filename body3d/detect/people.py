@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from body3d.detect.body import CROP_MARGIN, Pose, settle, similarity
 from body3d.detect.crops import Roi
 from body3d.detect.tflite import Networks
+from body3d.skeletons import MEDIAPIPE33
 
 __all__ = ["find_people", "person_in_box"]
 
@@ -22,14 +23,27 @@ Image = UInt8[np.ndarray, "H W 3"]
 POSE_TILES = (1.3, 1.0, 0.66, 0.44, 0.3)  # tile side relative to the image's longer side
 FACE_TILES = (1.0, 0.6, 0.4)
 LEAST_SEED = 0.3  # detectors' score
-LEAST_SCORE = 0.6  # a pose's score below which it is a ghost
+LEAST_SCORE = 0.68  # a pose's score below which it is a ghost
 SURE = 0.8  # a pose's score from which its surroundings are not searched again
+GHOST_SCORE = 0.9  # what a pose that lies on another's limbs needs to be believed
+LEAST_TILE = 100  # pixels: in smaller tiles a person would be too small for the landmark network
+LIMB = 0.03  # half the thickness of a limb relative to the side of the body's crop
+
+NOSE = MEDIAPIPE33.index("nose")
+LIMBS = np.array(
+    [
+        *((a, b) for a, b in MEDIAPIPE33.bones if not MEDIAPIPE33.names[b].endswith("_shoulder")),
+        *(MEDIAPIPE33.indices(pair) for pair in (("left_shoulder", "right_shoulder"), ("left_hip", "right_hip"))),
+    ]
+)
 
 
 def tiles(width: int, height: int, fractions: tuple[float, ...]) -> Iterator[Roi]:
     """Squares covering the image, overlapping by half or more; a tile larger than the image is centred on it."""
     for fraction in fractions:
         side = fraction * max(width, height)
+        if fraction < 1 and side < LEAST_TILE:
+            continue
 
         def centers(length: int, side: float = side) -> Float[np.ndarray, " n"]:
             if side >= length:
@@ -79,31 +93,62 @@ def alike(a: Roi, b: Roi, near: float, zoom: float, turn: float = 0.5) -> bool:
     )
 
 
-def same_person(a: Pose, b: Pose) -> bool:
-    """Whether two poses are of one person: their joints coincide, or one is a fragment lying on the other's joints."""
-    small, large = sorted((a.area, b.area))
-    if similarity(a, b, small) > 0.4:
+def share_on(points: Float[np.ndarray, "K 2"], pose: Pose) -> float:
+    """Share of the points that lie on the limbs of a pose."""
+    start, end = pose.xy[LIMBS[:, 0]], pose.xy[LIMBS[:, 1]]
+    along = end - start
+    t = ((points[:, None] - start) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-6)
+    nearest = start + np.clip(t, 0, 1)[..., None] * along
+    return float((np.linalg.norm(points[:, None] - nearest, axis=-1).min(1) < LIMB * pose.roi.size).mean())
+
+
+def redundant(pose: Pose, better: Pose) -> bool:
+    """Whether a pose is only another look at the person of a better one."""
+    small, large = sorted((pose.area, better.area))
+    if similarity(pose, better, small) > 0.4:
         return True
-    width, height = np.minimum(a.box, b.box)[2:] - np.maximum(a.box, b.box)[:2]
-    inside = max(width, 0) * max(height, 0) > 0.85 * small
-    return bool(inside and similarity(a, b, large) > 0.3)
+    noses = pose.xy[NOSE], better.xy[NOSE]
+    if np.hypot(*(noses[0] - noses[1])) < 0.06 * min(pose.roi.size, better.roi.size):  # two people do not share a nose
+        return min(pose.conf[NOSE], better.conf[NOSE]) > 0.5
+    return share_inside(pose.box, better.box) > 0.85 and similarity(pose, better, large) > 0.3
+
+
+def ghost(pose: Pose, other: Pose) -> bool:
+    """Whether a pose that is not quite sure is made of a part of another person: an arm, a hand, a fold of the clothes."""
+    if pose.score > GHOST_SCORE or pose.area > other.area:
+        return False
+    return share_on(pose.xy, other) > 0.6 or (pose.area < 0.15 * other.area and share_inside(pose.box, other.box) > 0.85)
+
+
+def share_inside(box: Float[np.ndarray, " 4"], other: Float[np.ndarray, " 4"]) -> float:
+    """Share of a box's area that lies inside another box."""
+    width, height = np.maximum(np.minimum(box, other)[2:] - np.maximum(box, other)[:2], 0)
+    return float(width * height) / max(float((box[2] - box[0]) * (box[3] - box[1])), 1e-9)
 
 
 def find_people(networks: Networks, image: Image, most: int | None = None) -> list[Pose]:
-    """Every person, best score first."""
+    """Every person, or the `most` that stand out by size and score; best score first."""
     found: list[Pose] = []
     for _, roi in seeds(networks, image):
-        if any(p.score >= SURE and alike(roi, p.roi, 0.15, 0.35, math.pi) for p in found):
+        if any(p.score >= SURE and explained(roi, p) for p in found):
             continue
-        pose = settle(networks.pose, image, roi)
+        pose = settle(networks.pose, image, roi, least_score=LEAST_SCORE)
         if pose is not None and pose.score >= LEAST_SCORE:
             found.append(pose)
-    found.sort(key=lambda pose: -pose.score)
     people: list[Pose] = []
-    for pose in found:
-        if not any(same_person(pose, other) for other in people):
+    for pose in sorted(found, key=lambda pose: -pose.score):
+        if not any(redundant(pose, other) for other in people):
             people.append(pose)
-    return people[:most]
+    people = [pose for pose in people if not any(ghost(pose, other) for other in people if other is not pose)]
+    chosen = sorted(people, key=lambda pose: -pose.area * pose.score)[:most]
+    return sorted(chosen, key=lambda pose: -pose.score)
+
+
+def explained(seed: Roi, pose: Pose) -> bool:
+    """Whether a seed would only lead to this pose again, or to a ghost whose hips would be on a limb of this person."""
+    if alike(seed, pose.roi, 0.15, 0.35, math.pi):
+        return True
+    return seed.size < 0.6 * pose.roi.size and share_on(np.array([[seed.x, seed.y]]), pose) == 1
 
 
 def person_in_box(networks: Networks, image: Image, box: Float[np.ndarray, " 4"]) -> Pose:
@@ -111,12 +156,12 @@ def person_in_box(networks: Networks, image: Image, box: Float[np.ndarray, " 4"]
     x0, y0, x1, y1 = box
     whole = Roi(float(x0 + x1) / 2, float(y0 + y1) / 2, CROP_MARGIN * float(max(x1 - x0, y1 - y0)))
     hits = sorted(pose_seeds(networks, image, whole, 0.2), key=lambda seed: -seed[0])[:2]
-    poses = [settle(networks.pose, image, roi, least=0.0) for roi in (whole, *(roi for _, roi in hits))]
+    poses = [settle(networks.pose, image, roi) for roi in (whole, *(roi for _, roi in hits))]
     return max((p for p in poses if p is not None), key=lambda p: (0.1 + p.score) * overlap(p.box, box))
 
 
 def overlap(a: Float[np.ndarray, " 4"], b: Float[np.ndarray, " 4"]) -> float:
     """Intersection over union."""
-    width, height = np.maximum(np.minimum(a, b)[2:] - np.maximum(a, b)[:2], 0)
     area = lambda box: float((box[2] - box[0]) * (box[3] - box[1]))
-    return float(width * height) / max(area(a) + area(b) - float(width * height), 1e-9)
+    common = share_inside(a, b) * area(a)
+    return common / max(area(a) + area(b) - common, 1e-9)

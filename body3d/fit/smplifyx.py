@@ -32,11 +32,11 @@ from body3d.types import BodyParams, FitResult, Keypoints2D, Keypoints3D
 __all__ = ["SMPLIFYX_STAGES", "Options", "Stage", "fit"]
 
 SMPLIFYX_STAGES = (
-    Stage(404, 100, 100, 404, (4.04e3, 4.04e4, 4.04e4), 3.17 * 404, 0, 0),
-    Stage(404, 50, 50, 404, (4.04e3, 4.04e4, 4.04e4), 3.17 * 404, 0, 0),
-    Stage(57.4, 10, 10, 57.4, (574, 5740, 5740), 3.17 * 57.4, 0, 0),
-    Stage(4.78, 5, 5, 4.78, (47.8, 478, 478), 3.17 * 4.78, 0.1, 0),
-    Stage(4.78, 5, 5, 4.78, (47.8, 478, 478), 3.17 * 4.78, 2, 2),
+    Stage(404.0, 100.0, 100.0, 404.0, (4.04e3, 4.04e4, 4.04e4), 3.17 * 404, hand_joints=0.0, face_joints=0.0),
+    Stage(404.0, 50.0, 50.0, 404.0, (4.04e3, 4.04e4, 4.04e4), 3.17 * 404, hand_joints=0.0, face_joints=0.0),
+    Stage(57.4, 10.0, 10.0, 57.4, (574.0, 5740.0, 5740.0), 3.17 * 57.4, hand_joints=0.0, face_joints=0.0),
+    Stage(4.78, 5.0, 5.0, 4.78, (47.8, 478.0, 478.0), 3.17 * 4.78, hand_joints=0.1, face_joints=0.0),
+    Stage(4.78, 5.0, 5.0, 4.78, (47.8, 478.0, 478.0), 3.17 * 4.78, hand_joints=2.0, face_joints=2.0),
 )
 CAMERA_STAGE = replace(SMPLIFYX_STAGES[0], ignored_joints=1.0)
 

@@ -1,0 +1,1 @@
+"""Looking at results: bodies over photos, keypoints on images, pictures from four sides, a window to walk around in."""

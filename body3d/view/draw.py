@@ -1,4 +1,4 @@
-"""Keypoints, skeletons, boxes and labels on images. Every function returns a new image; the given one stays as it is."""
+"""Keypoints, skeletons, boxes and labels on images. Every function returns a new image; the given one stays."""
 
 import cv2
 import numpy as np
@@ -19,8 +19,8 @@ def draw_keypoints(
     """Joints as dots and the set's bones as lines, for one person or a batch.
 
     Left is blue, right is orange, the rest yellow; confidence (clipped to 0..1) is opacity, a bone has that of its less
-    certain end, and below `min_conf` nothing is drawn. Lines are `thickness` pixels wide (by default 1 % of the person's
-    extent, but no more than 0.6 % of the image's longer side), half of that in hands and faces.
+    certain end, and below `min_conf` nothing is drawn. Lines are `thickness` pixels wide (by default 1 % of the
+    person's extent, but no more than 0.6 % of the image's longer side), half of that in hands and faces.
     """
     image = image.copy()
     joints = keypoints.joints
@@ -67,8 +67,8 @@ def draw_label(
     colour: tuple[int, int, int] = (255, 255, 255),
     size: float | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Text on a dark plate whose upper left corner is at pixel `at` (x, y), moved inside the image if need be; letters are
-    `size` pixels high (by default 2.5 % of the image's longer side)."""
+    """Text on a dark plate whose upper left corner is at pixel `at` (x, y), moved inside the image if need be; letters
+    are `size` pixels high (by default 2.5 % of the image's longer side)."""
     font = ImageFont.load_default(size or max(11.0, 0.025 * max(image.shape[:2])))
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas, "RGBA")

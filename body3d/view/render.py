@@ -19,10 +19,11 @@ from body3d.camera import Camera, distort
 from body3d.types import Mesh
 
 NEAR = 0.02  # metres in front of the camera where triangles are cut
-SAMPLES = 2  # per pixel and axis: edges have 2 x 2 samples
+SAMPLES = 2  # per pixel and axis: smooth edges
+LARGE = 6_000_000  # pixels from which on a picture is looked at reduced: one sample per pixel is enough
 BINS = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64])  # side lengths of bounding boxes treated together
 BATCH = 1 << 18  # bounding-box samples worked on at a time: keeps the temporaries in the processor's cache
-STRIP = 1 << 22  # samples of the z-buffer held at a time, so that a large photo does not need a large memory
+STRIP = 1 << 21  # samples of the z-buffer held at a time, so that a large photo does not need a large memory
 ROUNDING = 1e-5  # of barycentric coordinates: neighbouring triangles overlap by this much rather than leave a crack
 
 PALETTE = np.array(  # soft, told apart also by colour-blind viewers; one per person, then from the start again
@@ -43,9 +44,14 @@ class Rendering:
     def over(self, image: UInt8[np.ndarray, "H W 3"], opacity: float = 1.0) -> UInt8[np.ndarray, "H W 3"]:
         """The bodies laid over `image`."""
         if image.shape != self.colour.shape:
-            raise ValueError(f"the image is {image.shape}, the rendering {self.colour.shape}: render at the image's size")
-        alpha = self.alpha[..., None] * np.float32(opacity)
-        return np.rint(image + alpha * (self.colour - image.astype(np.float32))).astype(np.uint8)
+            raise ValueError(
+                f"the image is {image.shape}, the rendering {self.colour.shape}: give the camera that size"
+            )
+        drawn = self.alpha > 0
+        alpha, under = np.float32(opacity) * self.alpha[drawn][:, None], image[drawn].astype(np.float32)
+        out = image.copy()
+        out[drawn] = np.rint(under + alpha * (self.colour[drawn] - under))
+        return out
 
 
 def render(
@@ -59,32 +65,35 @@ def render(
     Lens distortion is applied to the vertices; edges between them stay straight.
     """
     height, width = camera.size
+    samples = SAMPLES if height * width < LARGE else 1
     corners, shades, owner = _clip_near(*_scene(meshes, camera, PALETTE if colours is None else colours))
-    xy = (_project(corners, camera) + 0.5) * SAMPLES - 0.5
+    xy = (_project(corners, camera) + 0.5) * samples - 0.5
     faces = _Faces.prepare(xy, 1 / corners[..., 2])
 
     colour = np.zeros((height, width, 3), np.uint8)
     alpha = np.zeros((height, width), np.float32)
     depth = np.full((height, width), np.inf, np.float32)
     person = np.full((height, width), -1, np.int32)
-    rows = max(1, STRIP // (width * SAMPLES**2))
+    rows = max(1, STRIP // (width * samples**2))
     for top in range(0, height, rows):
         strip = slice(top * width, min(top + rows, height) * width)  # of flat pixel numbers
-        size = (min(rows, height - top) * SAMPLES, width * SAMPLES)
-        row, column, face, inverse_depth = _visible(faces, top * SAMPLES, size)
-        pixel = (row // SAMPLES) * width + column // SAMPLES
+        size = (min(rows, height - top) * samples, width * samples)
+        row, column, face, inverse_depth = _visible(faces, top * samples, size)
+        pixel = (row // samples) * width + column // samples
         covered = np.bincount(pixel, minlength=strip.stop - strip.start)
         some = np.flatnonzero(covered)
         count = covered[some]
-        alpha.reshape(-1)[strip][some] = count / SAMPLES**2
+        alpha.reshape(-1)[strip][some] = count / samples**2
 
-        weights = faces.weights(face, column, row + top * SAMPLES)
-        shaded = np.einsum("kn,nkc->cn", weights, shades.take(face, 0))
-        mean = [np.bincount(pixel, channel)[some] / count for channel in shaded]
-        colour.reshape(-1, 3)[strip][some] = np.stack(np.rint(mean), axis=-1)
+        weights = faces.weights(face, column, row + top * samples)
+        lit = shades.take(face, 0)
+        for channel in range(3):
+            shade = sum(weights[k] * lit[:, k, channel] for k in range(3))
+            mean = np.bincount(pixel, shade)[some] / count
+            colour.reshape(-1, 3)[strip, channel][some] = np.rint(mean)
 
         front, nearest = _nearest(pixel, face, inverse_depth, len(covered))
-        half = some[count * 2 >= SAMPLES**2]
+        half = some[count * 2 >= samples**2]
         depth.reshape(-1)[strip][half] = 1 / nearest[half]
         person.reshape(-1)[strip][half] = owner[front[half]]
     return Rendering(colour, alpha, depth, person)
@@ -121,7 +130,7 @@ def _scene(meshes: Sequence[Mesh], camera: Camera, colours) -> tuple[np.ndarray,
 
 
 def vertex_normals(verts: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
-    """Unit normals, outward for faces that are counter-clockwise from outside; the mean over faces, weighted by area."""
+    """Unit normals, outward if faces are counter-clockwise from outside: the mean over the faces, weighted by area."""
     a, b, c = (verts[faces[:, k]] for k in range(3))
     of_face = np.cross(b - a, c - a)
     corner = faces.T.ravel()
@@ -205,8 +214,9 @@ class _Faces:
     @staticmethod
     def prepare(xy: Float[np.ndarray, "F 3 2"], inverse_depth: Float[np.ndarray, "F 3"]) -> "_Faces":
         limit = 1 << 30  # coordinates of triangles cut close to the camera may be huge
-        low = np.ceil(np.clip(np.minimum.reduce([xy[:, k] for k in range(3)]) - ROUNDING, -limit, limit)).astype(np.int64)
-        high = np.floor(np.clip(np.maximum.reduce([xy[:, k] for k in range(3)]) + ROUNDING, -limit, limit)).astype(np.int64)
+        a, b, c = xy.clip(-limit, limit).swapaxes(0, 1)
+        low = np.ceil(np.minimum(np.minimum(a, b), c) - ROUNDING).astype(np.int64)
+        high = np.floor(np.maximum(np.maximum(a, b), c) + ROUNDING).astype(np.int64)
         a, b, c = xy[:, 0] - low, xy[:, 1] - low, xy[:, 2] - low
         ab, ac, bc = b - a, c - a, c - b
         area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
@@ -217,8 +227,9 @@ class _Faces:
         second = np.stack([ac[:, 1] * -a[:, 0] + ac[:, 0] * a[:, 1], ac[:, 1], -ac[:, 0]], axis=-1) / area[:, None]
         wa, wb, wc = (inverse_depth[:, k, None] for k in range(3))
         inverse = wc * np.array([1.0, 0, 0]) + (wa - wc) * first + (wb - wc) * second
-        limits = (np.maximum.reduce(inverse_depth.T), np.minimum.reduce(inverse_depth.T))
-        return _Faces(low, high, first, second, inverse, inverse_depth, *(each.astype(np.float32) for each in limits))
+        nearest = np.maximum(np.maximum(wa, wb), wc).astype(np.float32)[:, 0]
+        farthest = np.minimum(np.minimum(wa, wb), wc).astype(np.float32)[:, 0]
+        return _Faces(low, high, first, second, inverse, inverse_depth, nearest, farthest)
 
     def weights(self, face: np.ndarray, column: np.ndarray, row: np.ndarray) -> Float[np.ndarray, "3 N"]:
         """Weights of the three corners at samples of faces, true in perspective."""
@@ -229,7 +240,7 @@ class _Faces:
         weights[1] = second[0] + second[1] * across + second[2] * down
         weights[2] = 1 - weights[0] - weights[1]
         weights = np.maximum(weights, 0) * self.corner_inverse.take(face, 0).T
-        return weights / weights.sum(0)
+        return weights / (weights[0] + weights[1] + weights[2])
 
 
 def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -238,7 +249,7 @@ def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray
     low = np.maximum(faces.low - (0, top), 0)
     high = np.minimum(faces.high - (0, top), (width - 1, height - 1))
     extent = high - low + 1
-    seen = np.flatnonzero((extent > 0).all(-1))
+    seen = np.flatnonzero((extent[:, 0] > 0) & (extent[:, 1] > 0))
     # Small triangles are handled in boxes a little larger than themselves, so the buffer has a margin for the rest.
     stride = width + int(BINS[-1])
     buffer = np.zeros((height + BINS[-1]) * stride, np.uint64)
@@ -246,9 +257,11 @@ def _visible(faces: _Faces, top: int, size: tuple[int, int]) -> tuple[np.ndarray
     group = bins[:, 0] * (len(BINS) + 1) + bins[:, 1]
     order = np.argsort(group, kind="stable")
     for members in np.split(seen[order], np.flatnonzero(np.diff(group[order])) + 1) if len(seen) else []:
-        small = (extent[members[0]] <= BINS[-1]).all()
-        box = BINS[np.searchsorted(BINS, extent[members[0]])] if small else None
-        step = max(1, BATCH // (box[0] * box[1])) if small else 1
+        box = extent[members[0]]
+        small = (box <= BINS[-1]).all()
+        if small:
+            box = BINS[np.searchsorted(BINS, box)]
+        step = max(1, BATCH // int(box.prod())) if small else 1
         for start in range(0, len(members), step):
             batch = members[start : start + step]
             _rasterise(faces, batch, low[batch], box if small else extent[batch[0]], top, stride, buffer)
@@ -266,7 +279,7 @@ def _rasterise(
     # Single precision is exact enough over the few samples of a small box.
     kind = np.float32 if max(box) <= BINS[-1] else np.float64
     x, y = np.arange(box[0], dtype=kind), np.arange(box[1], dtype=kind)
-    start = low + (0, top) - faces.low[batch]  # not 0 where the picture's edge cut the bounding box
+    start = low + np.array([0, top]) - faces.low[batch]  # not 0 where the picture's edge cut the bounding box
 
     def plane(linear: np.ndarray) -> np.ndarray:
         value, dx, dy = linear.take(batch, 0).T
@@ -290,7 +303,7 @@ def _rasterise(
 
 
 def _key(inverse_depth: np.ndarray, face: np.ndarray) -> np.ndarray:
-    """One number whose order is that of inverse depth (positive floats sort as their bits do) and which names the face."""
+    """A number in the order of inverse depth (positive floats sort as their bits do) that also names the face."""
     return inverse_depth.view(np.uint32).astype(np.uint64) << np.uint64(32) | face.astype(np.uint64)
 
 

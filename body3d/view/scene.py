@@ -1,4 +1,4 @@
-"""A window to walk around the fitted bodies, their camera and the photo; pictures from four sides where none can open."""
+"""A window to walk around the bodies, their camera and the photo; where none can open, pictures from four sides."""
 
 import ctypes
 import json
@@ -31,25 +31,10 @@ def show(
 
     Without a display or without Open3D, one line says so and pictures from four sides go to `folder`.
     """
-    problem = no_display()
-    open3d = None
-    if problem is None:
-        try:
-            import open3d
-        except (ImportError, OSError) as error:  # missing, or one of its system libraries is
-            hint = "pip install 'body3d[view]'" if isinstance(error, ModuleNotFoundError) else str(error)
-            problem = f"Open3D cannot be loaded ({hint})"
-    if problem is None:
-        window = open3d.visualization.Visualizer()
-        if window.create_window(title, 1280, 800):
-            _fill(open3d, window, meshes, camera, image)
-            print("drag: turn · shift + drag: move · wheel: nearer · R: back to the start · Q: close")
-            window.run()
-            window.destroy_window()
-            return
-        problem = "Open3D could not open a window"
-    names = write_four_sides(folder, meshes)
-    print(f"{problem}: wrote {', '.join(names)} to {folder} instead", file=sys.stderr)
+    problem = no_display() or _open_window(meshes, camera, image, title)
+    if problem:
+        names = write_four_sides(folder, meshes)
+        print(f"{problem}: wrote {', '.join(names)} to {folder} instead", file=sys.stderr)
 
 
 def no_display() -> str | None:
@@ -102,19 +87,21 @@ def load_results(folder: str | Path) -> tuple[list[Mesh], Camera, UInt8[np.ndarr
             with np.load(path, allow_pickle=False) as arrays:
                 verts, faces, K = arrays["vertices"], arrays["faces"], arrays["K"]
         except KeyError as error:
-            raise InputError(f"{path} has no array {error.args[0].split()[0]!r}: it was not written by a fit") from error
+            raise InputError(f"{path} was not written by a fit: {error.args[0]}") from error
         except Exception as error:  # zipfile, zlib and numpy each have their own
             raise InputError(f"{path} is damaged: {error}") from error
         if verts.ndim != 2 or verts.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3 or K.shape != (3, 3):
-            raise InputError(
-                f"{path}: vertices (V, 3), faces (F, 3) and K (3, 3) are needed, got {verts.shape}, {faces.shape}, {K.shape}"
-            )
+            shapes = f"{verts.shape}, {faces.shape} and {K.shape}"
+            raise InputError(f"{path}: vertices (V, 3), faces (F, 3) and K (3, 3) are needed, got {shapes}")
         if not np.isfinite(verts).all() or faces.min(initial=0) < 0 or faces.max(initial=0) >= len(verts):
             raise InputError(f"{path} is damaged: vertices that are not finite or faces beyond the last vertex")
         meshes.append(Mesh(torch.tensor(verts).float(), torch.tensor(faces.astype(np.int64))))
     image = _photo(folder)
-    size = image.shape[:2] if image is not None else tuple(round(2 * float(c)) + 1 for c in (K[1, 2], K[0, 2]))
-    return meshes, Camera(torch.tensor(K).float(), torch.eye(3), torch.zeros(3), size), image
+    intrinsics = torch.tensor(K).float()
+    # Without a picture the principal point tells: it is the middle of a photo unless a camera file said otherwise.
+    middle = round(2 * float(intrinsics[1, 2])) + 1, round(2 * float(intrinsics[0, 2])) + 1
+    size = middle if image is None else (image.shape[0], image.shape[1])
+    return meshes, Camera(intrinsics, torch.eye(3), torch.zeros(3), size), image
 
 
 def _photo(folder: Path) -> UInt8[np.ndarray, "H W 3"] | None:
@@ -133,15 +120,32 @@ def _photo(folder: Path) -> UInt8[np.ndarray, "H W 3"] | None:
     return None
 
 
+def _open_window(meshes: Sequence[Mesh], camera: Camera, image: np.ndarray | None, title: str) -> str | None:
+    """Show the window until it is closed; or say why there is none."""
+    try:
+        import open3d
+    except ModuleNotFoundError:
+        return "Open3D is not installed (pip install 'body3d[view]')"
+    except (ImportError, OSError) as error:  # a system library is missing
+        return f"Open3D cannot be loaded ({error})"
+    window = open3d.visualization.Visualizer()
+    if not window.create_window(title, 1280, 800):
+        return "Open3D could not open a window"
+    _fill(open3d, window, meshes, camera, image)
+    print("drag: turn · shift + drag: move · wheel: nearer · R: back to the start · Q: close")
+    window.run()
+    window.destroy_window()
+    return None
+
+
 def _fill(open3d, window, meshes: Sequence[Mesh], camera: Camera, image: np.ndarray | None) -> None:
     """Put everything into the window and set the first view: from beside the camera, so that depth shows."""
     geometry, tools = open3d.geometry, open3d.utility
     for number, mesh in enumerate(meshes):
-        body = geometry.TriangleMesh(
-            tools.Vector3dVector(mesh.verts.double().cpu().numpy()), tools.Vector3iVector(mesh.faces.int().cpu().numpy())
-        )
+        verts, faces = mesh.verts.double().numpy(force=True), mesh.faces.int().numpy(force=True)
+        body = geometry.TriangleMesh(tools.Vector3dVector(verts), tools.Vector3iVector(faces))
         body.compute_vertex_normals()
-        body.paint_uniform_color(PALETTE[number % len(PALETTE)] / 255.0)
+        body.paint_uniform_color(0.8 * PALETTE[number % len(PALETTE)] / 255.0)  # Open3D's lights are strong
         window.add_geometry(body)
 
     depths = torch.cat([camera.to_camera(mesh.verts.cpu())[:, 2] for mesh in meshes])
@@ -168,10 +172,11 @@ def _fill(open3d, window, meshes: Sequence[Mesh], camera: Camera, image: np.ndar
 
     options = window.get_render_option()
     options.background_color = np.array([0.93, 0.94, 0.95])
-    options.mesh_show_back_face = True
+    options.mesh_show_back_face = True  # of the photo
+    options.mesh_shade_option = open3d.visualization.MeshShadeOption.Color  # smooth; the default shows every triangle
     R = camera.R.double().cpu().numpy()
     view = window.get_view_control()
     view.set_lookat(torch.cat([mesh.verts for mesh in meshes]).mean(0).double().cpu().numpy())
     view.set_front(R.T @ np.array([0.45, -0.25, -1.0]) / np.linalg.norm([0.45, -0.25, -1.0]))
     view.set_up(R.T @ np.array([0.0, -1, 0]))
-    view.set_zoom(0.5)
+    view.set_zoom(0.42)
