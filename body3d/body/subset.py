@@ -32,7 +32,9 @@ class SubsetModel(Constants):
     expression_dirs: Float[Tensor, "E R 3"] | None = field(repr=False)
     pose_dirs: Float[Tensor, "P M 3"] | None = field(repr=False)
     weights: Float[Tensor, "M J"] = field(repr=False)
-    # The N named points as sums of posed joints, vertices and, where asked for, the 17 points of the contour.
+    # The N named points as sums of the posed joints, of the first `static` vertices and, if asked for, of the contour's
+    # 17 points; the vertices after `static` are those that the contour may need.
+    static: int
     selection: Float[Tensor, "N C"] = field(repr=False)
     contour_vertices: Int[Tensor, "79 17 3"] | None = field(repr=False)
     contour_mixture: Float[Tensor, "79 17 3"] | None = field(repr=False)
@@ -42,8 +44,8 @@ class SubsetModel(Constants):
         """The part of `model` that the points `names` of `model.keypoints` need."""
         names = tuple(names)
         wanted = model.keypoints.indices(names)
-        joints, static = len(model.joints), len(model.point_vertices)
-        surface = sorted({i - joints for i in wanted if joints <= i < joints + static})
+        joints, points = len(model.joints), len(model.point_vertices)
+        surface = sorted({i - joints for i in wanted if joints <= i < joints + points})
         contour = model.contour_vertices if any(name in JAW17 for name in names) else None
 
         # A landmark whose three vertices share their skinning weights moves as one vertex: its blend shapes are mixed
@@ -52,17 +54,21 @@ class SubsetModel(Constants):
         skinning = model.weights[corners]
         rigid = (skinning - skinning[:, :1]).abs().amax((1, 2)) < 1e-7
         rigid &= (mixture.sum(1) - 1).abs() < 1e-6
-        kept = torch.cat([corners[~rigid].flatten(), *([] if contour is None else [contour.flatten()])]).unique()
+        folded = int(rigid.sum())
+        loose, loose_place = corners[~rigid].unique(return_inverse=True)
+        outline, outline_place = (loose[:0], None) if contour is None else contour.unique(return_inverse=True)
+        kept = torch.cat([loose, outline])
         source = torch.cat([corners[rigid], kept.unsqueeze(1).expand(-1, 3)])
         share = torch.cat([mixture[rigid], mixture.new_tensor([1.0, 0, 0]).expand(len(kept), 3)])
-        place = lambda vertices: len(source) - len(kept) + torch.searchsorted(kept, vertices)
 
-        # Each surface point asked for as a sum of the new vertices, then the rows of all points in the names' order.
-        mixing = mixture.new_zeros(len(surface), len(source))
-        mixing[rigid, : int(rigid.sum())] = torch.eye(int(rigid.sum())).to(mixing)
-        mixing[~rigid] = mixing[~rigid].scatter_add(1, place(corners[~rigid]), mixture[~rigid])
-        available = [*range(joints), *(joints + k for k in surface), *range(joints + static, len(model.keypoints))]
-        blocks = torch.block_diag(torch.eye(joints).to(mixing), mixing, *([] if contour is None else [torch.eye(17)]))
+        # Each surface point as a sum of the vertices kept, then all points' rows in the order of the names.
+        static = folded + len(loose)
+        mixing = mixture.new_zeros(len(surface), static)
+        mixing[rigid, :folded] = torch.eye(folded).to(mixing)
+        mixing[~rigid] = mixing[~rigid].scatter_add(1, folded + loose_place, mixture[~rigid])
+        available = [*range(joints), *(joints + k for k in surface), *range(joints + points, len(model.keypoints))]
+        blocks = torch.block_diag(*(m.to(mixing) for m in (torch.eye(joints), mixing, torch.eye(len(JAW17)))))
+        selection = blocks[[available.index(i) for i in wanted], : joints + static + (0 if contour is None else 17)]
 
         take = lambda table: mix(table[..., source, :], share)
         expression = model.expression_dirs
@@ -79,8 +85,9 @@ class SubsetModel(Constants):
             expression,
             None if model.pose_dirs is None else take(model.pose_dirs),
             take(model.weights),
-            blocks[[available.index(i) for i in wanted]],
-            None if contour is None else place(contour),
+            static,
+            selection,
+            None if outline_place is None else static + outline_place,
             None if contour is None else model.contour_mixture,
         )
 
@@ -100,7 +107,7 @@ class SubsetModel(Constants):
         T_root_joint = lbs.world_transforms(rotations, joints, self.jumps)
         joints_posed = T_root_joint[..., :3, 3]
         verts = lbs.skin(verts, self.weights, lbs.rest_to_posed(T_root_joint, joints))
-        parts = [joints_posed, verts]
+        parts = [joints_posed, verts[..., : self.static, :]]
         if self.contour_vertices is not None and self.contour_mixture is not None:
             row = contour_row(T_root_joint[..., self.joints.index("neck"), :3, :3])
             parts.append(mix(pick(verts, self.contour_vertices[row]), self.contour_mixture[row]))

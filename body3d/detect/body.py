@@ -75,7 +75,9 @@ def look(network: Network, image: UInt8[np.ndarray, "H W 3"], roi: Roi, mirror: 
     return Pose(xy[:J], conf, world, float(presence[0]), roi, follow)
 
 
-def refine(u: Float[np.ndarray, "J 2"], heatmaps: Float[np.ndarray, "h w J"], reach: int = 4) -> Float[np.ndarray, "J 2"]:
+def refine(
+    u: Float[np.ndarray, "J 2"], heatmaps: Float[np.ndarray, "h w J"], reach: int = 4
+) -> Float[np.ndarray, "J 2"]:
     """Each landmark moved to the heatmap's centre of mass in the window around it, where the heatmap is sure (over 0.5).
 
     The regression is robust but imprecise, the heatmap precise but fooled by the other side; `reach` is in heatmap cells.

@@ -24,7 +24,9 @@ class Roi:
     angle: float = 0.0
 
     @classmethod
-    def upright(cls, start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"], center, size: float) -> "Roi":
+    def upright(
+        cls, start: Float[np.ndarray, " 2"], end: Float[np.ndarray, " 2"], center: Float[np.ndarray, " 2"], size: float
+    ) -> "Roi":
         """The square in which the direction from `start` to `end` points straight up."""
         dx, dy = end - start
         return cls(float(center[0]), float(center[1]), float(size), float(np.arctan2(dx, -dy)))
@@ -41,40 +43,35 @@ class Roi:
     def from_image(self, xy: Float[np.ndarray, "*B 2"]) -> Float[np.ndarray, "*B 2"]:
         return (xy - (self.x, self.y)) @ self.axes / self.size + 0.5
 
-    def moved(self, dx: float, dy: float, scale: float) -> "Roi":
-        """Moved by fractions of its size along its own axes, then scaled."""
-        x, y = self.to_image(np.array([0.5 + dx, 0.5 + dy]))
+    def raised(self, shift: float, scale: float) -> "Roi":
+        """Moved up (its own up) by a fraction of its size, then scaled."""
+        x, y = self.to_image(np.array([0.5, 0.5 - shift]))
         return Roi(float(x), float(y), self.size * scale, self.angle)
 
-    def mirrored(self, width: int) -> "Roi":
-        """The same square in the image flipped left to right."""
-        return Roi(width - 1 - self.x, self.y, self.size, -self.angle)
-
     def cut(self, image: UInt8[np.ndarray, "H W 3"], n: int) -> UInt8[np.ndarray, "n n 3"]:
-        """The crop at n x n pixels, bilinear; black outside the image. Strong reductions are blurred first, so nothing aliases."""
-        factor = n / self.size
-        if factor < 0.5:
-            sigma = 0.35 / factor
-            x0, y0, x1, y1 = self.bounds(image.shape[0], image.shape[1])
-            if x1 <= x0 or y1 <= y0:
-                return np.zeros((n, n, 3), np.uint8)
-            part = cv2.resize(
-                image[y0:y1, x0:x1],
-                (max(1, round((x1 - x0) * factor * 1.5)), max(1, round((y1 - y0) * factor * 1.5))),
-                interpolation=cv2.INTER_AREA,
-            )
-            sx, sy = part.shape[1] / (x1 - x0), part.shape[0] / (y1 - y0)
-            shrink = np.array([[sx, 0, (0.5 - x0) * sx - 0.5], [0, sy, (0.5 - y0) * sy - 0.5], [0, 0, 1]])
-            del sigma
-        else:
-            part, shrink = image, np.eye(3)
-        # crop pixel i has u = (i + 0.5) / n
-        corner = self.to_image(np.array([0.5 / n, 0.5 / n]))
+        """The crop at n x n pixels, bilinear, black outside the image.
+
+        Where it shrinks the image to less than half, its part of the image is averaged down first, so that nothing aliases.
+        """
+        x0, y0, x1, y1 = self.bounds(image.shape[0], image.shape[1])
+        if x1 <= x0 or y1 <= y0:
+            return np.zeros((n, n, 3), np.uint8)
+        part = image[y0:y1, x0:x1]
+        if (shrink := n / self.size) < 0.5:
+            size = [max(1, round(1.5 * shrink * length)) for length in (x1 - x0, y1 - y0)]
+            part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+        # From crop pixel i, at u = (i + 0.5) / n, to the image, then to the part's own pixels.
         forward = np.eye(3)
         forward[:2, :2] = self.axes * (self.size / n)
-        forward[:2, 2] = corner
+        forward[:2, 2] = self.to_image(np.array([0.5 / n, 0.5 / n]))
+        sx, sy = part.shape[1] / (x1 - x0), part.shape[0] / (y1 - y0)
+        to_part = np.array([[sx, 0, (0.5 - x0) * sx - 0.5], [0, sy, (0.5 - y0) * sy - 0.5], [0, 0, 1]])
         return cv2.warpAffine(
-            part, (shrink @ forward)[:2], (n, n), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT
+            part,
+            (to_part @ forward)[:2],
+            (n, n),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
         )
 
     def bounds(self, height: int, width: int) -> tuple[int, int, int, int]:

@@ -137,7 +137,7 @@ def find_hand(networks: Networks, image: Image, pose: Pose, side: str) -> Part |
     knuckles = (2 * index + pinky) / 3
     palm = float(np.hypot(*(knuckles - wrist)))
     palm = max(palm, 0.25 * float(np.hypot(*(wrist - elbow))))  # a palm turned away looks short
-    guess = Roi.upright(wrist, knuckles, knuckles, 2 * palm).moved(0, -0.1, HAND_GUESS_MARGIN)
+    guess = Roi.upright(wrist, knuckles, knuckles, 2 * palm).raised(0.1, HAND_GUESS_MARGIN)
     best, best_score = None, 0.0
     for start in (guess, *hand_starts(networks, image, guess, wrist, palm)):
         roi = start
@@ -156,7 +156,9 @@ def find_hand(networks: Networks, image: Image, pose: Pose, side: str) -> Part |
     return replace(best, conf=np.full(len(best.xy), best_score))
 
 
-def hand_starts(networks: Networks, image: Image, around: Roi, wrist: Float[np.ndarray, " 2"], palm: float) -> list[Roi]:
+def hand_starts(
+    networks: Networks, image: Image, around: Roi, wrist: Float[np.ndarray, " 2"], palm: float
+) -> list[Roi]:
     """Crops from the palm detector: its points 0 and 2 are the wrist and the middle finger's knuckle."""
     points, scores = networks.palm_detector.detect(image, around, 0.4)
     out = []
@@ -165,7 +167,7 @@ def hand_starts(networks: Networks, image: Image, around: Roi, wrist: Float[np.n
         if np.hypot(*(start - wrist)) < 3 * palm:
             center = box.mean(0)
             side = float(np.ptp(box, 0).max())
-            out.append(Roi.upright(start, knuckle, center, side).moved(0, -0.5, 2.6))
+            out.append(Roi.upright(start, knuckle, center, side).raised(0.5, 2.6))
     return out
 
 
@@ -186,7 +188,7 @@ def hand_roi(xy: Float[np.ndarray, "21 2"]) -> Roi:
     turned = Roi.upright(wrist, middle, wrist, 1.0)
     u = (palm - wrist) @ turned.axes
     center = wrist + ((u.min(0) + u.max(0)) / 2) @ turned.axes.T
-    return Roi(float(center[0]), float(center[1]), float(np.ptp(u, 0).max()), turned.angle).moved(0, -0.1, HAND_MARGIN)
+    return Roi(float(center[0]), float(center[1]), float(np.ptp(u, 0).max()), turned.angle).raised(0.1, HAND_MARGIN)
 
 
 PALM = (

@@ -18,9 +18,9 @@ __all__ = ["detect_embedded"]
 
 
 def detect_embedded(
-    image: UInt8[np.ndarray, "H W 3"] | UInt8[Tensor, "H W 3"], max_people: int | None = None, boxes: Boxes | None = None
+    image: np.ndarray | Tensor, max_people: int | None = None, boxes: Boxes | None = None
 ) -> Detections:
-    """The people of an RGB image, best first: COCO-WholeBody keypoints, boxes, and BlazePose's own 3D as `world`.
+    """The people of an RGB image (uint8, H x W x 3), best first: COCO-WholeBody keypoints, boxes, and BlazePose's own 3D as `world`.
 
     `max_people` keeps those that stand out most by size and score. With `boxes` (pixels) there is no search: one person per
     box, in the boxes' order. Confidence 0 marks what was not seen; the small toes are always 0, because these networks do not

@@ -81,7 +81,9 @@ def _openpose(path: Path, people: Any) -> Detections:
         return _detections(torch.zeros(0, len(OPENPOSE137), 3), OPENPOSE137)
     points = torch.stack(rows)
     if points[..., :2].abs().max() <= 1:
-        raise InputError(f"{path}: its coordinates lie between -1 and 1; run OpenPose with --keypoint_scale 0, to write pixels")
+        raise InputError(
+            f"{path}: its coordinates lie between -1 and 1; run OpenPose with --keypoint_scale 0, to write pixels"
+        )
     return _detections(points, OPENPOSE137)
 
 

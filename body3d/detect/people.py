@@ -109,7 +109,7 @@ def redundant(pose: Pose, better: Pose) -> bool:
         return True
     noses = pose.xy[NOSE], better.xy[NOSE]
     if np.hypot(*(noses[0] - noses[1])) < 0.06 * min(pose.roi.size, better.roi.size):  # two people do not share a nose
-        return min(pose.conf[NOSE], better.conf[NOSE]) > 0.5
+        return float(min(pose.conf[NOSE], better.conf[NOSE])) > 0.5
     return share_inside(pose.box, better.box) > 0.85 and similarity(pose, better, large) > 0.3
 
 
@@ -117,7 +117,9 @@ def ghost(pose: Pose, other: Pose) -> bool:
     """Whether a pose that is not quite sure is made of a part of another person: an arm, a hand, a fold of the clothes."""
     if pose.score > GHOST_SCORE or pose.area > other.area:
         return False
-    return share_on(pose.xy, other) > 0.6 or (pose.area < 0.15 * other.area and share_inside(pose.box, other.box) > 0.85)
+    return share_on(pose.xy, other) > 0.6 or (
+        pose.area < 0.15 * other.area and share_inside(pose.box, other.box) > 0.85
+    )
 
 
 def share_inside(box: Float[np.ndarray, " 4"], other: Float[np.ndarray, " 4"]) -> float:

@@ -84,8 +84,8 @@ class Problem:
         wanted = (*parts_of(found), *(n for bone in self.bones for end in bone for n in end))
         points = tuple(dict.fromkeys(wanted))
         self.points = model.subset(points)
-        self.mix = mixing_matrix(found, points).to(device)
-        self.bone_mix = _bone_matrix(self.bones, points).to(device)
+        self.mix = mixing_matrix(found, points).to(keypoints.xy)
+        self.bone_mix = _bone_matrix(self.bones, points).to(keypoints.xy)
 
         columns = keypoints.joints.indices(self.names)
         self.xy = keypoints.xy[:, columns].nan_to_num()
@@ -158,6 +158,18 @@ def _bone_matrix(bones: Sequence, points: tuple[str, ...]) -> Float[Tensor, "M P
     return matrix
 
 
+def ray_rotation(
+    xy: Float[Tensor, "N K 2"], conf: Float[Tensor, "N K"], camera: Camera
+) -> Float[Tensor, "N 3 3"]:
+    """The rotation that takes the camera's axis to the ray through the middle of each person's keypoints, without roll."""
+    middle = (conf[..., None] * xy).sum(1) / conf.sum(1).clamp_min(1e-6)[:, None]
+    uv = torch.linalg.solve(camera.K[:2, :2], (middle - camera.K[:2, 2]).mT).mT
+    # About the axis z × ray = (-v, u, 0), by the angle between the two.
+    tangent = uv.norm(dim=-1, keepdim=True)
+    axis = torch.stack([-uv[:, 1], uv[:, 0], torch.zeros_like(uv[:, 0])], -1) / tangent.clamp_min(1e-9)
+    return roma.rotvec_to_rotmat(axis * torch.atan(tangent))
+
+
 def _given_directions(
     world: Keypoints3D | None, bones: Sequence, xy: Tensor, conf: Tensor, camera: Camera
 ) -> tuple[Float[Tensor, "N M 3"], Float[Tensor, "N M"]]:
@@ -170,11 +182,5 @@ def _given_directions(
     matrix = _bone_matrix(bones, world.joints.names).to(xy)
     d = matrix @ world.xyz.nan_to_num()
     confidence = torch.where(matrix != 0, world.conf.unsqueeze(1), torch.inf).amin(-1)
-    middle = (conf[..., None] * xy).sum(1) / conf.sum(1).clamp_min(1e-6)[:, None]
-    ray = torch.cat([torch.linalg.solve(camera.K[:2, :2], (middle - camera.K[:2, 2]).mT).mT, torch.ones_like(middle[:, :1])], -1)
-    ray = ray / ray.norm(dim=-1, keepdim=True)
-    axis = torch.linalg.cross(torch.tensor([0.0, 0, 1]).to(ray).expand_as(ray), ray)
-    sine = axis.norm(dim=-1, keepdim=True)
-    turn = roma.rotvec_to_rotmat(axis / sine.clamp_min(1e-9) * torch.atan2(sine, ray[:, 2:]))
-    d = d @ turn.mT
+    d = d @ ray_rotation(xy, conf, camera).mT
     return d / d.norm(dim=-1, keepdim=True).clamp_min(1e-9), confidence

@@ -13,7 +13,8 @@ The published table of weights, the robustifier, the form of the priors and the 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,6 +58,18 @@ class Options:
     num_expression: int = 10
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tensors of a fit are too small to share: threads would only wait for each other (up to ten times slower)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def fit(
     model: BodyModel,
     keypoints: Keypoints2D,
