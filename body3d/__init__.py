@@ -32,28 +32,24 @@ _HOME = {
     "save_ply": "body3d.export",
     "write_image": "body3d.images",
 }
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "Body", "BodyModel", "BodyParams", "Boxes", "Camera", "Detections", "FitResult", "InputError", "JointSet", "Keypoints2D",
+    "Keypoints3D", "Mesh", "Sample", "detect_embedded", "fit", "read_image", "read_keypoints", "reconstruct", "save_glb",
+    "save_obj", "save_ply", "write_image", "__version__",
+]  # fmt: skip
 
 if TYPE_CHECKING:
-    from body3d.body.model import BodyModel as BodyModel
-    from body3d.camera import Camera as Camera
-    from body3d.detect.embedded import detect_embedded as detect_embedded
-    from body3d.detect.files import read_keypoints as read_keypoints
-    from body3d.errors import InputError as InputError
-    from body3d.export import save_glb as save_glb
-    from body3d.export import save_obj as save_obj
-    from body3d.export import save_ply as save_ply
-    from body3d.fit.smplifyx import fit as fit
-    from body3d.images import read_image as read_image
-    from body3d.images import write_image as write_image
-    from body3d.pipeline import reconstruct as reconstruct
-    from body3d.skeletons import JointSet as JointSet
-    from body3d.types import (
-        Body as Body,
-    )
-    from body3d.types import (
-        BodyParams as BodyParams,
-    )
+    from body3d.body.model import BodyModel
+    from body3d.camera import Camera
+    from body3d.detect.embedded import detect_embedded
+    from body3d.detect.files import read_keypoints
+    from body3d.errors import InputError
+    from body3d.export import save_glb, save_obj, save_ply
+    from body3d.fit.smplifyx import fit
+    from body3d.images import read_image, write_image
+    from body3d.pipeline import reconstruct
+    from body3d.skeletons import JointSet
+    from body3d.types import Body, BodyParams, Boxes, Detections, FitResult, Keypoints2D, Keypoints3D, Mesh, Sample
 
 
 def __getattr__(name: str):

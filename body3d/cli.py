@@ -1,6 +1,6 @@
 """The command line: `body3d fit|view|weights|bench …`. Each command is a typed function that a script or a program may call too.
 
-Exit codes: 0 all done; 2 bad usage or unreadable input (one line on stderr each, the other inputs are still done); 3 no person found.
+Exit codes: 0 all done; 2 bad usage or unreadable input (one line on stderr each, the other inputs are still done); 3 nobody found.
 """
 
 import contextlib
@@ -207,7 +207,12 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """`body3d COMMAND …`"""
-    run(Command, lambda args: {Fit: fit, View: view, Weights: weights, Bench: bench}[type(args)](args), "body3d", arguments)
+    run(
+        Command,
+        lambda args: {Fit: fit, View: view, Weights: weights, Bench: bench}[type(args)](args),
+        "body3d",
+        arguments,
+    )
 
 
 def run(kind, command: Callable, prog: str, arguments: list[str] | None = None) -> None:

@@ -27,6 +27,7 @@ class Reconstruction:
     """Everything that came out of one image."""
 
     image: np.ndarray  # (H, W, 3) uint8, upright
+    source: Path | None  # the photo's file
     people: list[FitResult]  # largest person first
     model: BodyModel
     seconds: dict[str, float]  # detect, lift, fit
@@ -96,6 +97,7 @@ def reconstruct_image(
     from body3d.images import exif_focal_px, read_image
 
     exif = None
+    path = None
     if not isinstance(image, np.ndarray):
         path = Path(image)
         image = read_image(path)
@@ -117,7 +119,7 @@ def reconstruct_image(
         on_body = MEDIAPIPE_ON_BODY if embedded else None
         people = fit(model, detections.keypoints, camera, detections.world, options=options, on_body=on_body)
     seconds = {"detect": detected - began, "lift": 0.0, "fit": time.perf_counter() - detected}
-    return Reconstruction(image, people, model, seconds, source)
+    return Reconstruction(image, path, people, model, seconds, source)
 
 
 def largest_first(detections: Detections, max_people: int | None = None) -> Detections:
@@ -185,6 +187,7 @@ def report(done: Reconstruction, command: str, seconds: dict[str, float]) -> dic
             }
             for p in done.people
         ],
+        "image": None if done.source is None else str(done.source.resolve()),
         "image_size": {"height": done.image.shape[0], "width": done.image.shape[1]},
         "focal_px": rounded(done.people[0].camera.K[0, 0].item()),
         "focal_source": done.focal_source,
@@ -205,13 +208,13 @@ def write_results(done: Reconstruction, folder: Path, command: str | None = None
     from body3d.atomic import staged
     from body3d.export import save_glb, save_json, save_npz, save_obj
     from body3d.images import write_image
-    from body3d.view.render import overlay
+    from body3d.view.render import PALETTE, overlay
 
     began = time.perf_counter()
     with staged(folder, replaces="person_*") as draft:
         for n, person in enumerate(done.people):
             save_npz(draft / f"person_{n}.npz", person_arrays(person, done.model))
-            save_glb(draft / f"person_{n}.glb", person.body.mesh)
+            save_glb(draft / f"person_{n}.glb", person.body.mesh, tuple(PALETTE[n % len(PALETTE)].tolist()))
             save_obj(draft / f"person_{n}.obj", person.body.mesh)
         drawn = overlay(done.image, [p.body.mesh for p in done.people], done.people[0].camera)
         write_image(draft / "overlay.png", drawn)
@@ -219,5 +222,3 @@ def write_results(done: Reconstruction, folder: Path, command: str | None = None
         out = report(done, command or " ".join(sys.argv), seconds)
         save_json(draft / "report.json", out)
     return out
-
-

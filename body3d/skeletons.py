@@ -155,7 +155,9 @@ _HAND_SIGMAS = (
     .029, .022, .035, .037, .047, .026, .025, .024, .035, .018, .024, .022, .026, .017, .021, .021, .032, .02, .019, .022, .031,
 )  # fmt: skip
 FACE68 = _set("face68", (*_JAW, *_INNER_FACE), _FACE_SIGMAS)
-HAND21 = {side: _set(f"{side}_hand21", (f"{side}_hand_root", *_hand(side, f"{side}_hand_root"))) for side in HAND_POINTS}
+HAND21 = {
+    side: _set(f"{side}_hand21", (f"{side}_hand_root", *_hand(side, f"{side}_hand_root"))) for side in HAND_POINTS
+}
 _TWO_HANDS = tuple(
     line for s in ("left", "right") for line in (f"{s}_hand_root<{s}_wrist", *_hand(s, f"{s}_hand_root"))
 )

@@ -26,4 +26,10 @@ class Tensors:
         return replace(self, **{f.name: one(getattr(self, f.name)) for f in fields(self)})
 
     def to(self: T, *args, **kwargs) -> T:
-        return self.map(lambda t: t.to(*args, **kwargs))
+        """As `Tensor.to`; a floating-point type is for the floating-point fields alone."""
+
+        def move(t: Tensor) -> Tensor:
+            moved = t.to(*args, **kwargs)
+            return moved if t.is_floating_point() else moved.to(t.dtype)
+
+        return self.map(move)

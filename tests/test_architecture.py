@@ -35,7 +35,9 @@ def test_imports_go_down_only():
     for file in PACKAGE.rglob("*.py"):
         room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         assert room in LEVEL, f"{file.name}: say in ROWS where {room!r} belongs"
-        wrong += [f"{file.relative_to(PACKAGE)} imports {other}" for other in imports(file) if LEVEL[other] > LEVEL[room]]
+        wrong += [
+            f"{file.relative_to(PACKAGE)} imports {other}" for other in imports(file) if LEVEL[other] > LEVEL[room]
+        ]
     assert not wrong
 
 
@@ -49,7 +51,10 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_reconstructing_needs_no_extra():
-    code = "import sys, body3d; body3d.reconstruct, body3d.detect_embedded; print([m for m in ('open3d', 'smplx') if m in sys.modules])"
+    code = (
+        "import sys, body3d; body3d.reconstruct, body3d.detect_embedded; "
+        "print([m for m in ('open3d', 'smplx') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

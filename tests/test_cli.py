@@ -16,7 +16,9 @@ EXAMPLE = REPO / "data" / "example.jpg"
 
 def run(*arguments, cwd: Path = REPO) -> subprocess.CompletedProcess:
     script = str(REPO / "scripts" / "fit_smplx.py")
-    return subprocess.run([sys.executable, script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
 
 
 def complains(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
@@ -35,7 +37,9 @@ def results(embedded_models, tmp_path_factory) -> Path:
 
 
 def test_the_example_gives_every_promised_file(results):
-    assert {"person_0.npz", "person_0.glb", "person_0.obj", "overlay.png", "report.json"} <= {p.name for p in results.iterdir()}
+    assert {"person_0.npz", "person_0.glb", "person_0.obj", "overlay.png", "report.json"} <= {
+        p.name for p in results.iterdir()
+    }
     assert not [p for p in results.iterdir() if p.name.startswith(".")]
     with Image.open(results / "overlay.png") as overlay, Image.open(EXAMPLE) as photo:
         assert overlay.size == photo.size

@@ -1,4 +1,4 @@
-"""The embedded front end. The parts are tested by themselves; the whole on real photos, where networks and photos are at hand."""
+"""The embedded front end: its parts by themselves, the whole on real photos, where networks and photos are at hand."""
 
 import math
 import subprocess
@@ -35,7 +35,7 @@ def test_roi_upright_puts_the_direction_up():
 
 
 def test_a_crop_samples_pixel_centres():
-    """A crop as fine as the image, on whole pixels, is a piece of the image; finer crops find a ramp's values in between."""
+    """A crop as fine as the image, on whole pixels, is a piece of it; finer crops find a ramp's values in between."""
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     assert (Roi(19.5, 15.5, 16.0).cut(image, 16) == image[8:24, 12:28]).all()
     assert (Roi(19.5, 15.5, 16.0, math.pi / 2).cut(image, 16) == np.rot90(image[8:24, 12:28])).all()
@@ -96,7 +96,8 @@ def test_the_face_map_names_each_vertex_once():
 
 # ---- finding people ------------------------------------------------------------------------------------------------
 STANDING = {
-    "nose": (0, -70), "left_shoulder": (15, -50), "right_shoulder": (-15, -50), "left_elbow": (20, -25), "right_elbow": (-20, -25),
+    "nose": (0, -70), "left_shoulder": (15, -50), "right_shoulder": (-15, -50),
+    "left_elbow": (20, -25), "right_elbow": (-20, -25),
     "left_wrist": (22, 0), "right_wrist": (-22, 0), "left_hip": (10, 0), "right_hip": (-10, 0), "left_knee": (10, 40),
     "right_knee": (-10, 40), "left_ankle": (10, 80), "right_ankle": (-10, 80),
 }  # fmt: skip
@@ -176,7 +177,8 @@ def test_one_near_person(found):
     xy = lambda name: k.xy[0, k.joints.index(name)]
     # Read off the photo (1000 x 667) by eye.
     for name, at in {
-        "left_wrist": (698, 315), "right_wrist": (298, 305), "right_knee": (355, 492), "left_ankle": (702, 613), "left_shoulder": (545, 320),
+        "left_wrist": (698, 315), "right_wrist": (298, 305), "right_knee": (355, 492), "left_ankle": (702, 613),
+        "left_shoulder": (545, 320),
     }.items():  # fmt: skip
         assert (xy(name) - torch.tensor(at)).norm() < 15, name
     assert k.conf[0, : len(COCO17)][5:].min() > 0.7

@@ -18,7 +18,7 @@ from body3d.fit.starts import facing, kabsch, translation
 from body3d.fit.unknowns import Unknowns
 from body3d.geometry import align
 from body3d.skeletons import COCO_WHOLEBODY133, H36M17, MEDIAPIPE33
-from body3d.types import BodyParams, Keypoints2D, Keypoints3D
+from body3d.types import Keypoints2D, Keypoints3D
 
 CAMERA = Camera.guess((1000, 1000))
 
@@ -45,7 +45,9 @@ def people(count=2, seed=0):
     x[:, unknowns.slices["shape"]] = 0.7 * torch.randn(count, 10, generator=g)
     x[:, unknowns.slices["jaw"]] = torch.tensor([0.15, 0, 0])
     x[:, unknowns.slices["orient"]] = facing(torch.tensor([0.4, 2.5, -1.3, 3.0])[:count])
-    x[:, unknowns.slices["transl"]] = torch.tensor([[0.2, 0.1, 3.5], [-0.3, 0.0, 4.5], [0, 0, 3.0], [0.5, 0.2, 5.0]])[:count]
+    x[:, unknowns.slices["transl"]] = torch.tensor([[0.2, 0.1, 3.5], [-0.3, 0.0, 4.5], [0, 0, 3.0], [0.5, 0.2, 5.0]])[
+        :count
+    ]
     params = unknowns.params(x)
     body = model(params)
     xyz, conf = on_body(model, body, COCO_WHOLEBODY133)
@@ -64,7 +66,7 @@ def recovered():
 
 
 def test_bodies_are_recovered_from_their_own_keypoints_and_directions(recovered):
-    model, body, results = recovered
+    _model, body, results = recovered
     tree = slice(0, 22)
     for n, r in enumerate(results):
         ours, truth = r.body.joints.xyz[tree], body.joints.xyz[n, tree]
@@ -130,7 +132,7 @@ def test_a_person_with_three_points_is_refused():
     model, _, _, keypoints, _ = people(1)
     conf = torch.zeros_like(keypoints.conf)
     conf[:, [5, 6, 11]] = 1
-    with pytest.raises(InputError, match="person 0 has 3 known body points.*at least 4"):
+    with pytest.raises(InputError, match=r"person 0 has 3 known body points.*at least 4"):
         fit(model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA)
 
 
@@ -149,7 +151,9 @@ def test_an_unseen_limb_is_said():
     conf = keypoints.conf.clone()
     gone = [i for i, n in enumerate(keypoints.joints.names) if n in ("left_knee", "left_ankle")]
     conf[:, gone] = 0
-    result = fit(model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA, options=Options(yaws=1, iterations=10))[0]
+    result = fit(
+        model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA, options=Options(yaws=1, iterations=10)
+    )[0]
     assert "left leg not seen: its pose is the prior's" in result.warnings
     assert not any("right leg" in w for w in result.warnings)
 
@@ -213,7 +217,9 @@ def test_files_of_the_official_layouts_fit(kind, tmp_path):
     x[:, unknowns.slices["orient"]] = facing(torch.tensor([0.2]))
     x[:, unknowns.slices["transl"]] = torch.tensor([0.1, 0.2, 6.0])
     xyz, conf = on_body(model, model(unknowns.params(x)), COCO_WHOLEBODY133)
-    result = fit(model, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), CAMERA, options=Options(yaws=1, iterations=30))[0]
+    result = fit(
+        model, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), CAMERA, options=Options(yaws=1, iterations=30)
+    )[0]
     assert result.model == kind
     assert result.body.mesh.verts.shape == (sizes[1], 3)
     assert result.reprojection_px < 25

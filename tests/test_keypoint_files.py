@@ -25,7 +25,8 @@ def save(tmp_path):
 # ---- OpenPose ------------------------------------------------------------------------------------------------------
 def test_openpose_people_with_and_without_parts(save):
     whole = {
-        "pose_keypoints_2d": triplets(25), "hand_left_keypoints_2d": triplets(21, 100), "hand_right_keypoints_2d": triplets(21, 200),
+        "pose_keypoints_2d": triplets(25), "hand_left_keypoints_2d": triplets(21, 100),
+        "hand_right_keypoints_2d": triplets(21, 200),
         "face_keypoints_2d": triplets(70, 300, 0.9),
     }  # fmt: skip
     body = {"pose_keypoints_2d": triplets(25, 50), "face_keypoints_2d": [], "hand_left_keypoints_2d": []}
@@ -117,7 +118,7 @@ def test_coco_annotations(save):
         ({"a": 1}, "neither OpenPose's"),
         ({"people": {}}, "people is an object"),
         ({"people": [3]}, r"people\[0\] is 3"),
-        ({"people": [{"pose_keypoints_2d": triplets(24)}]}, r"people\[0\].pose_keypoints_2d has 72 numbers; expected 75 .* or 54"),
+        ({"people": [{"pose_keypoints_2d": triplets(24)}]}, r"people\[0\].pose_.* has 72 numbers; .* 75 .* or 54"),
         ({"people": [{"pose_keypoints_2d": ["a"] * 75}]}, "not a list of finite numbers"),
         ('{"people": [{"pose_keypoints_2d": [NaN, 1, 1]}]}', "not a list of finite numbers"),
         ({"people": [{"pose_keypoints_2d": [0.1, 0.2, 0.9] * 25}]}, "--keypoint_scale 0"),
@@ -137,7 +138,7 @@ def test_errors_name_file_and_key(save, content, says):
 
 
 def test_a_missing_file_a_folder_and_a_picture(tmp_path):
-    with pytest.raises(InputError, match="gone.json: cannot read it"):
+    with pytest.raises(InputError, match=r"gone\.json: cannot read it"):
         read_keypoints(tmp_path / "gone.json")
     with pytest.raises(InputError, match="cannot read it"):
         read_keypoints(tmp_path)

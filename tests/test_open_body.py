@@ -64,7 +64,7 @@ def body() -> OpenBody:
 
 @pytest.fixture(scope="module")
 def mirror(body) -> np.ndarray:
-    return KDTree(body.verts).query(body.verts * [-1, 1, 1])[1]
+    return np.asarray(KDTree(body.verts).query(body.verts * [-1, 1, 1])[1])
 
 
 def swapped_sides(names: tuple[str, ...]) -> list[int]:

@@ -35,7 +35,12 @@ def test_flip_is_its_own_inverse_and_keeps_bones(joints):
 
 def test_published_positions():
     assert [COCO17.index(n) for n in ("left_hip", "right_ankle")] == [11, 16]
-    assert [COCO_WHOLEBODY133.index(n) for n in ("left_big_toe", "right_heel", "right_jaw_0", "chin")] == [17, 22, 23, 31]
+    assert [COCO_WHOLEBODY133.index(n) for n in ("left_big_toe", "right_heel", "right_jaw_0", "chin")] == [
+        17,
+        22,
+        23,
+        31,
+    ]
     assert [COCO_WHOLEBODY133.index(n) for n in ("nose_bridge_3", "right_eye_outer", "left_eye_outer")] == [53, 59, 68]
     assert [COCO_WHOLEBODY133.index(n) for n in ("mouth_right", "mouth_left", "lips_lower_right")] == [71, 77, 90]
     assert [COCO_WHOLEBODY133.index(n) for n in ("left_hand_root", "left_index1", "right_pinky_tip")] == [91, 96, 132]

@@ -1,5 +1,7 @@
 """The solver against functions whose minima are known, and against SciPy's own L-BFGS."""
 
+import itertools
+
 import numpy as np
 import torch
 from scipy.optimize import minimize, rosen, rosen_der
@@ -55,5 +57,5 @@ def test_cost_never_rises():
     torch.manual_seed(2)
     x = torch.randn(4, 10, dtype=torch.float64) * 3
     costs = [lbfgs(rosenbrock, x, max_iterations=n).cost for n in (1, 3, 10, 40)]
-    assert all((b <= a).all() for a, b in zip(costs, costs[1:], strict=False))
+    assert all((b <= a).all() for a, b in itertools.pairwise(costs))
     assert np.isfinite(costs[-1].numpy()).all()

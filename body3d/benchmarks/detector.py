@@ -4,6 +4,7 @@
 """
 
 import io
+import itertools
 import json
 import tarfile
 import time
@@ -149,7 +150,7 @@ def lspet(folder: Path, photos: int, seed: int = 0) -> LspetFigures:
                 confidence += people.keypoints.conf[person, rows][joints[:, 2] > 0].tolist()
     conf, good = np.array(confidence), np.array(right)
     edges = (0.0, 0.3, 0.5, 0.7, 0.9, 0.97, 1.01)
-    bins = [(lo, (conf >= lo) & (conf < hi)) for lo, hi in zip(edges, edges[1:], strict=False)]
+    bins = [(lo, (conf >= lo) & (conf < hi)) for lo, hi in itertools.pairwise(edges)]
     calibration = [(lo, float(good[m].mean()), int(m.sum())) for lo, m in bins if m.any()]
     mean = lambda values: float(np.mean(values))
     return LspetFigures(len(chosen), mean(found), mean(somebody), mean(swapped), mean(good), calibration, mean(seconds))
@@ -189,10 +190,8 @@ def main(
     warm_up = np.zeros((64, 64, 3), np.uint8)
     detect_embedded(warm_up, boxes=Boxes(torch.tensor([[0.0, 0, 64, 64]]), torch.ones(1)))
     c = coco(data / "samples/coco")
-    people = len(c.best)
-    print(
-        f"COCO, whole image: {sum(b > FOUND for b in c.best)} of {people} people found (OKS > {FOUND}), {c.ghosts} ghosts"
-    )
+    people, hits = len(c.best), sum(b > FOUND for b in c.best)
+    print(f"COCO, whole image: {hits} of {people} people found (OKS > {FOUND}), {c.ghosts} ghosts")
     print(f"  mean OKS {np.mean(c.best):.3f}; {np.mean(c.seconds):.2f} s per photo (at most {max(c.seconds):.2f} s)")
     print(f"COCO, boxes given: mean OKS {np.mean(c.boxed):.3f}")
     print(f"  faces: {len(c.face)} of {c.faces} detected, error {np.mean(c.face):.3f} of the eyes' distance")
@@ -201,7 +200,8 @@ def main(
     if lspet_photos:
         s = lspet(data / "lspet", lspet_photos)
         print(
-            f"LSPET, {s.photos} photos: {s.found:.1%} found, {s.somebody:.1%} with anybody, {s.swapped:.1%} left-right swapped"
+            f"LSPET, {s.photos} photos: {s.found:.1%} found, "
+            f"{s.somebody:.1%} with anybody, {s.swapped:.1%} left and right swapped"
         )
         print(f"  of those found, {s.pck:.1%} of the joints within 0.2 torso; {s.seconds:.2f} s per photo")
         for low, share, n in s.calibration:

@@ -84,4 +84,3 @@ def one_person(photo: Path) -> dict[str, float]:
     )
     done = subprocess.run([sys.executable, "-c", code, str(photo)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-

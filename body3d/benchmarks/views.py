@@ -64,7 +64,9 @@ def make_views(poses: Path, count: int = 40, noise: float = 0.02, noise_3d: floa
     uniform = lambda a, b: a + (b - a) * torch.rand(count, generator=rng)
     yaw, pitch = uniform(-np.pi, np.pi), torch.deg2rad(uniform(-30, 50))
     zero = torch.zeros(count)
-    turn = roma.rotvec_to_rotmat(torch.stack([pitch, zero, zero], -1)) @ roma.rotvec_to_rotmat(torch.stack([zero, yaw, zero], -1))
+    turn = roma.rotvec_to_rotmat(torch.stack([pitch, zero, zero], -1)) @ roma.rotvec_to_rotmat(
+        torch.stack([zero, yaw, zero], -1)
+    )
     down = roma.rotvec_to_rotmat(torch.tensor([np.pi, 0.0, 0.0], dtype=torch.float32))
     root = down @ turn @ roma.rotvec_to_rotmat(full[:, 0])
     full[:, 0] = roma.rotmat_to_rotvec(root)
@@ -111,7 +113,11 @@ def run(poses: Path, count: int = 40, seed: int = 0, options: Options = Options(
     """The table of docs/benchmarks.md."""
     model = BodyModel.open()
     table = {}
-    for name, noise, with_3d in (("2D, no noise", 0.0, False), ("2D, 2 % noise", 0.02, False), ("2D, 2 % noise + 3D", 0.02, True)):
+    for name, noise, with_3d in (
+        ("2D, no noise", 0.0, False),
+        ("2D, 2 % noise", 0.02, False),
+        ("2D, 2 % noise + 3D", 0.02, True),
+    ):
         views = make_views(poses, count, noise, seed=seed)
         began = time.perf_counter()
         results = fit(model, views.keypoints, views.camera, views.world if with_3d else None, options=options)

@@ -16,8 +16,8 @@ from body3d.skeletons import COCO17, MEDIAPIPE33
 __all__ = ["Pose", "look", "settle", "similarity"]
 
 J = len(MEDIAPIPE33)
-# After the 33 joints the network gives 6 points that only serve the crop; the first two are the middle of the hips and a point
-# on the circle around the whole body, straight above it when the body stands upright in the crop.
+# After the 33 joints the network gives 6 points that only serve the crop; the first two are the middle of the hips and
+# a point on the circle around the whole body, straight above it when the body stands upright in the crop.
 MIDDLE, CIRCLE = J, J + 1
 CROP_MARGIN = 1.25  # the crop's half side relative to that circle's radius
 FLIP = np.array(MEDIAPIPE33.flip)
@@ -78,9 +78,11 @@ def look(network: Network, image: UInt8[np.ndarray, "H W 3"], roi: Roi, mirror: 
 def refine(
     u: Float[np.ndarray, "J 2"], heatmaps: Float[np.ndarray, "h w J"], reach: int = 4
 ) -> Float[np.ndarray, "J 2"]:
-    """Each landmark moved to the heatmap's centre of mass in the window around it, where the heatmap is sure (over 0.5).
+    """Each landmark moved to the heatmap's centre of mass in the window around it, where the heatmap is sure (over
+    0.5).
 
-    The regression is robust but imprecise, the heatmap precise but fooled by the other side; `reach` is in heatmap cells.
+    The regression is robust but imprecise, the heatmap precise but fooled by the other side; `reach` is in heatmap
+    cells.
     """
     h, w, n = heatmaps.shape
     cell = np.floor(u * (w, h)).astype(int)
@@ -104,7 +106,8 @@ def similarity(a: Pose, b: Pose, area: float) -> float:
 def settle(
     network: Network, image: UInt8[np.ndarray, "H W 3"], roi: Roi, steps: int = 2, least_score: float = 0.0
 ) -> Pose | None:
-    """The pose after following the network's own crop `steps` times; None if nobody is there, or `least_score` is out of reach.
+    """The pose after following the network's own crop `steps` times; None if nobody is there, or `least_score` is out
+    of reach.
 
     The last look is taken in the mirror as well and the two are averaged. `score` is their mean presence times their
     agreement: on a person both see the same body, while a ghost made of folds and shadows falls apart.

@@ -1,8 +1,8 @@
 """Square, turned crops of an image: what every network of the embedded front end sees, and the way back to pixels.
 
-Plain numpy, because a crop is an image on its way to a network on the processor. Image coordinates are pixels with pixel
-centres at the integers; crop coordinates `u` are continuous, 0..1 from edge to edge, so a point that a network places at
-`x` of its `n` input pixels is at `u = x / n`.
+Plain numpy, because a crop is an image on its way to a network on the processor. Image coordinates are pixels with
+pixel centres at the integers; crop coordinates `u` are continuous, 0..1 from edge to edge, so a point that a network
+places at `x` of its `n` input pixels is at `u = x / n`.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,8 @@ class Roi:
     def cut(self, image: UInt8[np.ndarray, "H W 3"], n: int) -> UInt8[np.ndarray, "n n 3"]:
         """The crop at n x n pixels, bilinear, black outside the image.
 
-        Where it shrinks the image to less than half, its part of the image is averaged down first, so that nothing aliases.
+        Where it shrinks the image to less than half, its part of the image is averaged down first, so that nothing
+        aliases.
         """
         x0, y0, x1, y1 = self.bounds(image.shape[0], image.shape[1])
         if x1 <= x0 or y1 <= y0:

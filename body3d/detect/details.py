@@ -20,7 +20,7 @@ Image = UInt8[np.ndarray, "H W 3"]
 
 # The mesh's vertex at each iBUG-68 point, in FACE68's order.
 FACE68_FROM_MESH = np.array([
-    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389,  # jaw, from the subject's right ear
+    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389,  # jaw, from the right ear
     71, 63, 105, 66, 107, 336, 296, 334, 293, 301,  # brows
     168, 197, 5, 4, 75, 97, 2, 326, 305,  # bridge and base of the nose
     33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,  # eyes
@@ -129,9 +129,9 @@ def find_hands(networks: Networks, image: Image, pose: Pose) -> dict[str, Part]:
 def find_hand(networks: Networks, image: Image, pose: Pose, side: str) -> Part | None:
     """The hand of one side, None where it is hidden, too small, or the other one.
 
-    The crop guessed from the body's wrist and knuckles is rough, so the palm detector looks into it for a second guess, and
-    each guess follows the landmarks twice. The best look wins: by presence, by how near its wrist is to the body's, and by
-    being a hand of the right side.
+    The crop guessed from the body's wrist and knuckles is rough, so the palm detector looks into it for a second guess,
+    and each guess follows the landmarks twice. The best look wins: by presence, by how near its wrist is to the body's,
+    and by being a hand of the right side.
     """
     wrist, index, pinky, elbow = (joint(pose, f"{side}_{n}") for n in ("wrist", "index1", "pinky1", "elbow"))
     knuckles = (2 * index + pinky) / 3
@@ -192,5 +192,6 @@ def hand_roi(xy: Float[np.ndarray, "21 2"]) -> Roi:
 
 
 PALM = (
-    "hand_root", "thumb1", "thumb2", "thumb3", "index1", "index2", "middle1", "middle2", "ring1", "ring2", "pinky1", "pinky2",
+    "hand_root", "thumb1", "thumb2", "thumb3", "index1", "index2", "middle1", "middle2", "ring1", "ring2",
+    "pinky1", "pinky2",
 )  # fmt: skip

@@ -20,13 +20,15 @@ __all__ = ["detect_embedded"]
 def detect_embedded(
     image: np.ndarray | Tensor, max_people: int | None = None, boxes: Boxes | None = None
 ) -> Detections:
-    """The people of an RGB image (uint8, H x W x 3), best first: COCO-WholeBody keypoints, boxes, and BlazePose's own 3D as `world`.
+    """The people of an RGB image (uint8, H x W x 3), best first: COCO-WholeBody keypoints, boxes, and BlazePose's own
+    3D as `world`.
 
-    `max_people` keeps those that stand out most by size and score. With `boxes` (pixels) there is no search: one person per
-    box, in the boxes' order. Confidence 0 marks what was not seen; the small toes are always 0, because these networks do not
-    know them. The networks are fetched at the first call; `InputError` says what to do where that cannot be.
+    `max_people` keeps those that stand out most by size and score. With `boxes` (pixels) there is no search: one person
+    per box, in the boxes' order. Confidence 0 marks what was not seen; the small toes are always 0, because these
+    networks do not know them. The networks are fetched at the first call; `InputError` says what to do where that
+    cannot be.
     """
-    pixels = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, Tensor) else image)
+    pixels = np.ascontiguousarray(image if isinstance(image, np.ndarray) else image.cpu().numpy())
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise InputError(f"image: got {pixels.dtype} {pixels.shape}, expected uint8 RGB (H, W, 3)")
     networks = load_networks(embedded_folder())

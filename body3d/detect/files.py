@@ -38,10 +38,10 @@ _CONFIDENCE_OF_HIDDEN = 0.5
 def read_keypoints(path: Path | str, image: Path | str | int | None = None) -> Detections:
     """The people of one image from a JSON file: OpenPose's, or COCO's results or annotations (17 or 133 keypoints).
 
-    A COCO file holds many images: `image` says which, by file name (its folder and ending do not matter) or id; not needed
-    where the file speaks of one image only. OpenPose files become `OPENPOSE137`, with confidence 0 for the parts that were
-    not detected; COCO's stay in COCO's sets. A file in which nobody was found gives no people; `InputError` names the file
-    and the key of anything that is not as it should be.
+    A COCO file holds many images: `image` says which, by file name (its folder and ending do not matter) or id; not
+    needed where the file speaks of one image only. OpenPose files become `OPENPOSE137`, with confidence 0 for the parts
+    that were not detected; COCO's stay in COCO's sets. A file in which nobody was found gives no people; `InputError`
+    names the file and the key of anything that is not as it should be.
     """
     path = Path(path)
     try:
@@ -194,7 +194,7 @@ def _points(path: Path, where: str, values: Any, counts: list[int]) -> Float[Ten
 
 
 def _box(path: Path, where: str, values: Any) -> list[float]:
-    """COCO's x, y, width, height, whose edges count from the corner of pixel 0, as x0, y0, x1, y1 around pixel centres."""
+    """COCO's x, y, width, height count from the corner of pixel 0; x0, y0, x1, y1 here from its centre."""
     if not isinstance(values, list) or len(values) != 4 or not all(_number(v) for v in values):
         raise InputError(f"{path}: {where} is {_kind(values)}; expected 4 numbers, x, y, width, height")
     x, y, width, height = values

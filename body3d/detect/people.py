@@ -1,8 +1,8 @@
 """Finding everybody in an image with networks made for one near person.
 
-The pose detector and the face detector look at the whole image and at overlapping tiles of several sizes; each hit is only a
-seed: a crop in which the landmark network then settles on a person or on nobody. Seeds on people already found are skipped,
-and two poses of one person are told by their joints, never by their boxes alone: people overlap.
+The pose detector and the face detector look at the whole image and at overlapping tiles of several sizes; each hit is
+only a seed: a crop in which the landmark network then settles on a person or on nobody. Seeds on people already found
+are skipped, and two poses of one person are told by their joints, never by their boxes alone: people overlap.
 """
 
 import math
@@ -64,7 +64,7 @@ def seeds(networks: Networks, image: Image) -> list[tuple[float, Roi]]:
             face, nose = float(points[1, 0] - points[0, 0]), points[4]
             # A face does not say how its body stands: upright, as a bust and as a whole figure. Pose seeds go first.
             for drop, size in ((1.5, 6.0), (2.5, 9.0)):
-                found.append((score / 2, Roi(float(nose[0]), float(nose[1]) + drop * face, size * face)))
+                found.append((float(score) / 2, Roi(float(nose[0]), float(nose[1]) + drop * face, size * face)))
     found.sort(key=lambda seed: -seed[0])
     kept: list[tuple[float, Roi]] = []
     for seed in found:
@@ -114,7 +114,7 @@ def redundant(pose: Pose, better: Pose) -> bool:
 
 
 def ghost(pose: Pose, other: Pose) -> bool:
-    """Whether a pose that is not quite sure is made of a part of another person: an arm, a hand, a fold of the clothes."""
+    """Whether a pose that is not quite sure is made of a part of another person: an arm, a hand, a fold."""
     if pose.score > GHOST_SCORE or pose.area > other.area:
         return False
     return share_on(pose.xy, other) > 0.6 or (

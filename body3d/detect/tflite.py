@@ -19,7 +19,8 @@ def sigmoid(x: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
 class Network:
     """One .tflite file as a function from a square crop to its output arrays, batch dimension dropped.
 
-    `black` is what a black pixel is at the input (white is 1): MediaPipe's detectors want -1..1, its landmark networks 0..1.
+    `black` is what a black pixel is at the input (white is 1): MediaPipe's detectors want -1..1, its landmark networks
+    0..1.
     """
 
     def __init__(self, path: Path, black: float = 0.0, threads: int = 2):
@@ -41,7 +42,8 @@ class Network:
 class Detector(Network):
     """A single-shot detector: `slots` anchors of the crop's size at each cell of each layer of its grid.
 
-    `strides` are the layers' cell sizes in pixels; layers of one stride lie interleaved, as MediaPipe's graphs lay them out.
+    `strides` are the layers' cell sizes in pixels; layers of one stride lie interleaved, as MediaPipe's graphs lay them
+    out.
     """
 
     def __init__(self, path: Path, strides: tuple[int, ...], slots: int, threads: int = 2):
@@ -88,7 +90,7 @@ class Networks:
 
 @cache
 def load_networks(folder: Path, threads: int = 2) -> Networks:
-    """Loaded once per process; the interpreters keep scratch memory, so one `Networks` belongs to one thread at a time."""
+    """Loaded once per process; the interpreters keep scratch memory, so it serves one thread at a time."""
     return Networks(
         pose_detector=Detector(folder / "pose_detection.tflite", (8, 16, 32, 32, 32), 2, threads),
         pose=Network(folder / "pose_landmark_full.tflite", threads=threads),

@@ -101,12 +101,16 @@ class Problem:
 
     def weights(self, stage: Stage) -> Float[Tensor, "K"]:
         one = torch.ones_like(self.conf[0])
-        weight = torch.where(self.is_hand, stage.hand_joints * one, torch.where(self.is_face, stage.face_joints * one, one))
+        weight = torch.where(
+            self.is_hand, stage.hand_joints * one, torch.where(self.is_face, stage.face_joints * one, one)
+        )
         return torch.where(self.is_ignored, stage.ignored_joints * one, weight)
 
     def target(self, people: Int[Tensor, "B"], person_px: Float[Tensor, "B"]) -> Target:
         """What rows of these people are compared with."""
-        return Target(self.xy[people], self.conf[people], person_px, self.given[people], self.given_conf[people], self.bone_length)
+        return Target(
+            self.xy[people], self.conf[people], person_px, self.given[people], self.given_conf[people], self.bone_length
+        )
 
     def keypoints_3d(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K 3"]:
         """The body's counterparts of the keypoints, camera space, metres."""
@@ -132,7 +136,12 @@ class Problem:
         }
         if self.bones:
             out["directions"] = stage.directions**2 * terms.directions(s, self.direction_sigma)
-        weights = {"left_hand": stage.hand, "right_hand": stage.hand, "eyes": stage.eyes, "expression": stage.expression}
+        weights = {
+            "left_hand": stage.hand,
+            "right_hand": stage.hand,
+            "eyes": stage.eyes,
+            "expression": stage.expression,
+        }
         for name, weight in weights.items():
             if s.part(name).shape[1]:
                 out[f"{name}_prior"] = weight**2 * square(name)
@@ -158,9 +167,7 @@ def _bone_matrix(bones: Sequence, points: tuple[str, ...]) -> Float[Tensor, "M P
     return matrix
 
 
-def ray_rotation(
-    xy: Float[Tensor, "N K 2"], conf: Float[Tensor, "N K"], camera: Camera
-) -> Float[Tensor, "N 3 3"]:
+def ray_rotation(xy: Float[Tensor, "N K 2"], conf: Float[Tensor, "N K"], camera: Camera) -> Float[Tensor, "N 3 3"]:
     """The rotation that takes the camera's axis to the ray through the middle of each person's keypoints, without roll."""
     middle = (conf[..., None] * xy).sum(1) / conf.sum(1).clamp_min(1e-6)[:, None]
     uv = torch.linalg.solve(camera.K[:2, :2], (middle - camera.K[:2, 2]).mT).mT

@@ -48,7 +48,9 @@ class Options:
 
     stages: Sequence[Stage] = SMPLIFYX_STAGES
     yaws: int = 4  # facings tried
-    data: float = 0.35  # times SMPLify-X's data weight, which trusts keypoints to 0.5 % of the person; detectors err by 2-3 %
+    data: float = (
+        0.35  # times SMPLify-X's data weight, which trusts keypoints to 0.5 % of the person; detectors err by 2-3 %
+    )
     sigma: float = 70.0  # of the robustifier, in thousandths of 1.5 standing heights: 10 % of the person
     direction_sigma: float = 0.04  # metres
     iterations: int = 60  # per stage
@@ -89,7 +91,16 @@ def fit(
     prior = prior or MaxMixturePrior.shipped().to(keypoints.xy.device)
     unknowns = Unknowns(model, options.num_shape, options.num_expression)
     problem = Problem(
-        model, prior, keypoints, camera, world, on_body or {}, options.data, options.sigma, options.direction_sigma, unknowns
+        model,
+        prior,
+        keypoints,
+        camera,
+        world,
+        on_body or {},
+        options.data,
+        options.sigma,
+        options.direction_sigma,
+        unknowns,
     )
     _check(problem)
     x, people, labels = _starts(problem, world, options)
@@ -148,7 +159,9 @@ def _starts(problem: Problem, world: Keypoints3D | None, options: Options) -> tu
 
 def _turn_to_given(problem: Problem, mean: Tensor) -> Tensor:
     """The root rotation that turns the mean pose's torso bones onto the given directions."""
-    torso = [m for m, bone in enumerate(problem.bones) if not any("elbow" in n or "knee" in n or "toe" in n for n in bone[1])]
+    torso = [
+        m for m, bone in enumerate(problem.bones) if not any("elbow" in n or "knee" in n or "toe" in n for n in bone[1])
+    ]
     torso = torso[: 5 if len(torso) > 5 else None]
     own = (problem.bone_mix @ problem.points(problem.unknowns.params(mean)))[:, torso]
     own = own / own.norm(dim=-1, keepdim=True)

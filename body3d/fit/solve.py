@@ -100,7 +100,15 @@ def _direction(g: Tensor, memory: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor
 
 
 def _strong_wolfe(
-    cost: Cost, x: Tensor, d: Tensor, f0: Tensor, g0: Tensor, slope0: Tensor, step: Tensor, active: Tensor, trials: int = 20
+    cost: Cost,
+    x: Tensor,
+    d: Tensor,
+    f0: Tensor,
+    g0: Tensor,
+    slope0: Tensor,
+    step: Tensor,
+    active: Tensor,
+    trials: int = 20,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Per row a step length that satisfies the strong Wolfe conditions, or the best one seen (0 if none lowered the cost).
 
@@ -110,7 +118,9 @@ def _strong_wolfe(
     hi, f_hi, slope_hi = torch.full_like(f0, torch.inf), f0, slope0
     best, f_best, g_best = torch.zeros_like(f0), f0, g0
     searching = active.clone()
-    for used in range(1, trials + 1):
+    used = 0
+    while searching.any() and used < trials:
+        used += 1
         f, g = _value_and_gradient(cost, x + step[:, None] * d)
         slope = _dot(g, d)
         too_high = ~(f <= f0 + ARMIJO * step * slope0)
@@ -119,8 +129,6 @@ def _strong_wolfe(
         g_best = torch.where(better[:, None], g, g_best)
 
         searching = searching & (too_high | (slope.abs() > -CURVATURE * slope0))
-        if not searching.any():
-            break
         beyond = searching & (too_high | (f >= f_lo) | (slope > 0))
         before = searching & ~beyond
         hi, f_hi, slope_hi = (torch.where(beyond, a, b) for a, b in ((step, hi), (f, f_hi), (slope, slope_hi)))

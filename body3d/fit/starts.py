@@ -40,7 +40,10 @@ def translation(
     w = weight.sqrt()[..., None]
     one, zero = torch.ones_like(w), torch.zeros_like(w)
     A = torch.cat([torch.cat([one, zero, -uv[..., :1]], -1) * w, torch.cat([zero, one, -uv[..., 1:]], -1) * w], 1)
-    b = torch.cat([(uv[..., :1] * points[..., 2:] - points[..., :1]) * w, (uv[..., 1:] * points[..., 2:] - points[..., 1:2]) * w], 1)
+    b = torch.cat(
+        [(uv[..., :1] * points[..., 2:] - points[..., :1]) * w, (uv[..., 1:] * points[..., 2:] - points[..., 1:2]) * w],
+        1,
+    )
     eye = torch.eye(3).to(points)
     t = torch.linalg.solve(A.mT @ A + 1e-9 * eye, A.mT @ b)[..., 0]
 

@@ -7,7 +7,6 @@ Sources: SMPLify-X (Pavlakos et al., CVPR 2019) equations 1-6 and the weights it
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

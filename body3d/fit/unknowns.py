@@ -66,7 +66,9 @@ class Unknowns:
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
         joints = self.model.joints
-        hand = lambda side: [i for i, n in enumerate(joints.names) if n.startswith(side) and n in self._fingers and n[-1].isdigit()]
+        hand = lambda side: [
+            i for i, n in enumerate(joints.names) if n.startswith(side) and n in self._fingers and n[-1].isdigit()
+        ]
         return {
             "body": joints.indices(self.body_joints),
             "left_hand": hand("left"),
@@ -92,4 +94,6 @@ class Unknowns:
         blocks += [three(self.part(x, "jaw")), three(self.part(x, "eyes")), torch.zeros_like(x[:, None, :3])]
         pose = torch.cat(blocks, 1)[:, self._order]
         expression = self.part(x, "expression")
-        return BodyParams(pose, self.part(x, "shape"), self.part(x, "transl"), expression if expression.shape[1] else None)
+        return BodyParams(
+            pose, self.part(x, "shape"), self.part(x, "transl"), expression if expression.shape[1] else None
+        )
