@@ -89,7 +89,7 @@ def test_hands_and_jaw_follow_their_keypoints(recovered):
 
 def test_without_3d_every_facing_is_tried():
     model, _, _, keypoints, _ = people(2, seed=1)
-    for r in fit(model, keypoints, CAMERA, options=Options(iterations=30)):
+    for r in fit(model, keypoints, CAMERA, options=Options(iterations=30, last_iterations=30)):
         assert r.reprojection_px < 8
         assert r.start.startswith("facing")
 
@@ -140,7 +140,7 @@ def test_keypoints_that_are_nan_or_far_away_do_no_harm():
     model, _, _, keypoints, world = people(1)
     xy = keypoints.xy.clone()
     xy[0, 9], xy[0, 3] = torch.nan, 1e5
-    quick = Options(yaws=2, iterations=15)
+    quick = Options(yaws=2, iterations=15, last_iterations=15)
     result = fit(model, Keypoints2D(xy, keypoints.conf, keypoints.joints), CAMERA, world, options=quick)[0]
     assert result.params.pose.isfinite().all()
     assert result.body.mesh.verts.isfinite().all()
@@ -152,7 +152,7 @@ def test_an_unseen_limb_is_said():
     gone = [i for i, n in enumerate(keypoints.joints.names) if n in ("left_knee", "left_ankle")]
     conf[:, gone] = 0
     result = fit(
-        model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA, options=Options(yaws=1, iterations=10)
+        model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA, options=Options(yaws=1, iterations=10, last_iterations=10)
     )[0]
     assert "left leg not seen: its pose is the prior's" in result.warnings
     assert not any("right leg" in w for w in result.warnings)
@@ -218,7 +218,7 @@ def test_files_of_the_official_layouts_fit(kind, tmp_path):
     x[:, unknowns.slices["transl"]] = torch.tensor([0.1, 0.2, 6.0])
     xyz, conf = on_body(model, model(unknowns.params(x)), COCO_WHOLEBODY133)
     result = fit(
-        model, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), CAMERA, options=Options(yaws=1, iterations=30)
+        model, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), CAMERA, options=Options(yaws=1, iterations=30, last_iterations=30)
     )[0]
     assert result.model == kind
     assert result.body.mesh.verts.shape == (sizes[1], 3)

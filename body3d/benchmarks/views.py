@@ -42,12 +42,12 @@ def make_views(poses: Path, count: int = 40, noise: float = 0.02, noise_3d: floa
 
     `noise_3d` (metres, per joint and axis, smooth over the body's size) makes 3D joints about as wrong as MediaPipe's.
     """
-    from body3d.datasets.mocap import HELD_OUT_SUBJECTS
+    from body3d.datasets.mocap import is_held_out
 
     if not poses.is_file():
         raise InputError(f"{poses} is missing: make it with scripts/retarget_mocap.py")
     with np.load(poses) as file:
-        held = np.isin(file["subject"][file["clip"]], list(HELD_OUT_SUBJECTS))
+        held = np.array([is_held_out(str(s)) for s in file["subject"]])[file["clip"]] & file["plausible"]
         pose = torch.from_numpy(file["pose"][held].astype(np.float32))  # (M, 22, 3), y up
     rng = torch.Generator().manual_seed(seed)
     pick = torch.randperm(len(pose), generator=rng)[:count]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from body3d.detect.body import CROP_MARGIN, Pose, settle, similarity
+from body3d.detect.body import CROP_MARGIN, Pose, look, settle, similarity
 from body3d.detect.crops import Roi
 from body3d.detect.tflite import Networks
 from body3d.skeletons import MEDIAPIPE33
@@ -23,7 +23,7 @@ Image = UInt8[np.ndarray, "H W 3"]
 POSE_TILES = (1.3, 1.0, 0.66, 0.44, 0.3)  # tile side relative to the image's longer side
 FACE_TILES = (1.0, 0.6, 0.4)
 LEAST_SEED = 0.3  # detectors' score
-LEAST_SCORE = 0.68  # a pose's score below which it is a ghost
+LEAST_SCORE = 0.65  # a pose's score below which it is a ghost
 SURE = 0.8  # a pose's score from which its surroundings are not searched again
 GHOST_SCORE = 0.9  # what a pose that lies on another's limbs needs to be believed
 LEAST_TILE = 100  # pixels: in smaller tiles a person would be too small for the landmark network
@@ -65,10 +65,14 @@ def seeds(networks: Networks, image: Image) -> list[tuple[float, Roi]]:
             # A face does not say how its body stands: upright, as a bust and as a whole figure. Pose seeds go first.
             for drop, size in ((1.5, 6.0), (2.5, 9.0)):
                 found.append((float(score) / 2, Roi(float(nose[0]), float(nose[1]) + drop * face, size * face)))
-    found.sort(key=lambda seed: -seed[0])
+    return distinct(sorted(found, key=lambda seed: -seed[0]), 0.12, 0.25)
+
+
+def distinct(seeds: list[tuple[float, Roi]], near: float, zoom: float) -> list[tuple[float, Roi]]:
+    """The seeds without those that are alike an earlier one."""
     kept: list[tuple[float, Roi]] = []
-    for seed in found:
-        if not any(alike(seed[1], other[1], 0.12, 0.25) for other in kept):
+    for seed in seeds:
+        if not any(alike(seed[1], other[1], near, zoom) for other in kept):
             kept.append(seed)
     return kept
 
@@ -156,10 +160,11 @@ def explained(seed: Roi, pose: Pose) -> bool:
 def person_in_box(networks: Networks, image: Image, box: Float[np.ndarray, " 4"]) -> Pose:
     """The person that fills a box (x0, y0, x1, y1); with nobody there, the network's best guess at low score."""
     x0, y0, x1, y1 = box
-    whole = Roi(float(x0 + x1) / 2, float(y0 + y1) / 2, CROP_MARGIN * float(max(x1 - x0, y1 - y0)))
-    hits = sorted(pose_seeds(networks, image, whole, 0.2), key=lambda seed: -seed[0])[:2]
-    poses = [settle(networks.pose, image, roi) for roi in (whole, *(roi for _, roi in hits))]
-    return max((p for p in poses if p is not None), key=lambda p: (0.1 + p.score) * overlap(p.box, box))
+    near, far = (Roi(float(x0 + x1) / 2, float(y0 + y1) / 2, m * float(max(x1 - x0, y1 - y0, 1))) for m in (1.25, 1.8))
+    hits = sorted((hit for crop in (near, far) for hit in pose_seeds(networks, image, crop, 0.2)), key=lambda s: -s[0])
+    poses = [settle(networks.pose, image, roi) for roi in (near, *(roi for _, roi in distinct(hits, 0.1, 0.2)[:3]))]
+    guess = [pose for pose in poses if pose is not None] or [look(networks.pose, image, near)]
+    return max(guess, key=lambda pose: pose.score * math.sqrt(overlap(pose.box, box)))
 
 
 def overlap(a: Float[np.ndarray, " 4"], b: Float[np.ndarray, " 4"]) -> float:

@@ -53,7 +53,8 @@ class Options:
     )
     sigma: float = 70.0  # of the robustifier, in thousandths of 1.5 standing heights: 10 % of the person
     direction_sigma: float = 0.04  # metres
-    iterations: int = 60  # per stage
+    iterations: int = 60  # at most, per stage
+    last_iterations: int = 200  # of the last stage
     body_stages: int = 3  # after so many stages only the `keep` best starts of each person go on
     keep: int = 2
     num_shape: int = 10
@@ -112,7 +113,8 @@ def fit(
             x, people, iterations, person_px = x[rows], people[rows], iterations[rows], person_px[rows]
             labels = [labels[r] for r in rows.tolist()]
         target = problem.target(people, person_px)
-        out = problem.minimise(x, target, stage, options.iterations)
+        last = s == len(options.stages) - 1
+        out = problem.minimise(x, target, stage, options.last_iterations if last else options.iterations)
         x, cost, iterations = out.x, out.cost, iterations + out.iterations
     with torch.no_grad():
         terms = problem.terms(x, target, stage)
