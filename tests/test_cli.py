@@ -1,6 +1,7 @@
 """The command line as a user meets it: the example photo end to end, and everything that can be wrong with the input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,10 @@ REPO = Path(__file__).parents[1]
 EXAMPLE = REPO / "data" / "example.jpg"
 
 
-def run(*arguments, cwd: Path = REPO) -> subprocess.CompletedProcess:
-    script = str(REPO / "scripts" / "fit_smplx.py")
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+def run(*arguments, script: str = "fit_smplx.py") -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPO / "scripts" / script), *map(str, arguments)]
+    without_display = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300, env=without_display)
 
 
 def complains(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
@@ -88,6 +88,21 @@ def test_the_report(results):
     assert person["reprojection_px"] < 20
     assert "guess" in report["focal_source"]
     assert {"body3d", "torch", "python", "numpy"} <= set(report["versions"])
+
+
+def test_view_without_a_display_writes_pictures_from_four_sides(results):
+    done = run(results, script="view.py")
+    assert done.returncode == 0, done.stderr
+    assert "no display" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    pictures = {name: np.asarray(Image.open(results / f"{name}.png").convert("L"), float) for name in ("front", "side", "back", "top")}
+    # The bodies are in each picture: dark and light away from the background's smooth wall and floor.
+    assert all(picture.std() > 5 for picture in pictures.values())
+
+
+def test_view_of_something_else(tmp_path):
+    complains(run(tmp_path, script="view.py"), 2, str(tmp_path))
+    complains(run(tmp_path / "nowhere", script="view.py"), 2, "nowhere")
 
 
 # ---- what can be wrong -----------------------------------------------------------------------------------------------

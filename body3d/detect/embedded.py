@@ -16,6 +16,13 @@ from body3d.weights import embedded_folder
 
 __all__ = ["detect_embedded"]
 
+SURE_FACE = 0.8
+EYES_AND_NOSE = {
+    "nose": ("nose_bridge_3",),
+    "left_eye": ("left_eye_inner", "left_eye_outer"),
+    "right_eye": ("right_eye_inner", "right_eye_outer"),
+}
+
 
 def detect_embedded(
     image: np.ndarray | Tensor, max_people: int | None = None, boxes: Boxes | None = None
@@ -70,6 +77,9 @@ def whole_body(
     put(body, pose.xy[rows], pose.conf[rows])
     if (face := find_face(networks, image, pose)) is not None:
         put(FACE68.names, face.xy, face.conf)
+        if face.presence > SURE_FACE:  # the face network sees the nose and the eyes better than the body's does
+            for name, points in EYES_AND_NOSE.items():
+                xy[COCO_WHOLEBODY133.index(name)] = face.xy[FACE68.indices(points)].mean(0)
     for side, hand in find_hands(networks, image, pose).items():
         put(HAND21[side].names, hand.xy, hand.conf)
     return xy, conf

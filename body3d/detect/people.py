@@ -24,6 +24,9 @@ POSE_TILES = (1.3, 1.0, 0.66, 0.44, 0.3)  # tile side relative to the image's lo
 FACE_TILES = (1.0, 0.6, 0.4)
 LEAST_SEED = 0.3  # detectors' score
 LEAST_SCORE = 0.65  # a pose's score below which it is a ghost
+LEAST_SCORE_WEAK = 0.78  # the same where the seed was weak
+WEAK_SEED = 0.6
+MOST_SEEDS = 50  # a crowd is not worth minutes; people found by a later seed are rare
 SURE = 0.8  # a pose's score from which its surroundings are not searched again
 GHOST_SCORE = 0.9  # what a pose that lies on another's limbs needs to be believed
 LEAST_TILE = 100  # pixels: in smaller tiles a person would be too small for the landmark network
@@ -135,11 +138,15 @@ def share_inside(box: Float[np.ndarray, " 4"], other: Float[np.ndarray, " 4"]) -
 def find_people(networks: Networks, image: Image, most: int | None = None) -> list[Pose]:
     """Every person, or the `most` that stand out by size and score; best score first."""
     found: list[Pose] = []
-    for _, roi in seeds(networks, image):
+    tried = 0
+    for strength, roi in seeds(networks, image):
         if any(p.score >= SURE and explained(roi, p) for p in found):
             continue
-        pose = settle(networks.pose, image, roi, least_score=LEAST_SCORE)
-        if pose is not None and pose.score >= LEAST_SCORE:
+        if (tried := tried + 1) > MOST_SEEDS:
+            break
+        least = LEAST_SCORE if strength >= WEAK_SEED else LEAST_SCORE_WEAK
+        pose = settle(networks.pose, image, roi, least_score=least)
+        if pose is not None and pose.score >= least:
             found.append(pose)
     people: list[Pose] = []
     for pose in sorted(found, key=lambda pose: -pose.score):

@@ -1,5 +1,9 @@
 """MediaPipe's networks in the TensorFlow Lite interpreter, and the decoding of its single-shot detectors."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +20,20 @@ def sigmoid(x: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
     return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The interpreter greets on the standard error from C++, where only our own complaints belong."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class Network:
     """One .tflite file as a function from a square crop to its output arrays, batch dimension dropped.
 
@@ -26,8 +44,9 @@ class Network:
     def __init__(self, path: Path, black: float = 0.0, threads: int = 2):
         from ai_edge_litert.interpreter import Interpreter
 
-        self._interpreter = Interpreter(str(path), num_threads=threads)
-        self._interpreter.allocate_tensors()
+        with _silent():
+            self._interpreter = Interpreter(str(path), num_threads=threads)
+            self._interpreter.allocate_tensors()
         (tensor,) = self._interpreter.get_input_details()
         self._input, self.size, self.black = tensor["index"], int(tensor["shape"][1]), black
         self._outputs = [o["index"] for o in self._interpreter.get_output_details()]
