@@ -149,7 +149,7 @@ class Weights:
     action: tyro.conf.Positional[Literal["get"]]
     name: tyro.conf.Positional[Literal["embedded"]]
     wheel: Path | None = None
-    """A wheel of mediapipe 0.10.5 … 0.10.21 at hand, instead of a download."""
+    """The wheel of mediapipe 0.10.21 at hand, instead of a download."""
 
 
 def weights(args: Weights) -> int:

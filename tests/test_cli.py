@@ -95,7 +95,10 @@ def test_view_without_a_display_writes_pictures_from_four_sides(results):
     assert done.returncode == 0, done.stderr
     assert "no display" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    pictures = {name: np.asarray(Image.open(results / f"{name}.png").convert("L"), float) for name in ("front", "side", "back", "top")}
+    pictures = {
+        name: np.asarray(Image.open(results / f"{name}.png").convert("L"), float)
+        for name in ("front", "side", "back", "top")
+    }
     # The bodies are in each picture: dark and light away from the background's smooth wall and floor.
     assert all(picture.std() > 5 for picture in pictures.values())
 

@@ -152,7 +152,10 @@ def test_an_unseen_limb_is_said():
     gone = [i for i, n in enumerate(keypoints.joints.names) if n in ("left_knee", "left_ankle")]
     conf[:, gone] = 0
     result = fit(
-        model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA, options=Options(yaws=1, iterations=10, last_iterations=10)
+        model,
+        Keypoints2D(keypoints.xy, conf, keypoints.joints),
+        CAMERA,
+        options=Options(yaws=1, iterations=10, last_iterations=10),
     )[0]
     assert "left leg not seen: its pose is the prior's" in result.warnings
     assert not any("right leg" in w for w in result.warnings)
@@ -218,7 +221,10 @@ def test_files_of_the_official_layouts_fit(kind, tmp_path):
     x[:, unknowns.slices["transl"]] = torch.tensor([0.1, 0.2, 6.0])
     xyz, conf = on_body(model, model(unknowns.params(x)), COCO_WHOLEBODY133)
     result = fit(
-        model, Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133), CAMERA, options=Options(yaws=1, iterations=30, last_iterations=30)
+        model,
+        Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133),
+        CAMERA,
+        options=Options(yaws=1, iterations=30, last_iterations=30),
     )[0]
     assert result.model == kind
     assert result.body.mesh.verts.shape == (sizes[1], 3)
