@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from body3d.detect.embedded import detect_embedded
 from body3d.detect.files import read_keypoints
+from body3d.errors import InputError
 from body3d.images import read_image
 from body3d.skeletons import COCO17, COCO_WHOLEBODY133, FACE68, HAND21
 from body3d.types import Boxes, Detections, Keypoints2D
@@ -160,6 +161,8 @@ def decode(archive: tarfile.TarFile, member: tarfile.TarInfo) -> UInt8[np.ndarra
     stream = archive.extractfile(member)
     assert stream is not None
     pixels = cv2.imdecode(np.frombuffer(io.BytesIO(stream.read()).getbuffer(), np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise InputError(f"{archive.name}: {member.name} is not an image")
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
