@@ -35,6 +35,15 @@ def atomic(path: str | Path) -> Iterator[Path]:
             pass
 
 
+def check_writable(folder: str | Path) -> None:
+    """Raise InputError now if `folder` could not be made or written to after long work."""
+    there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError(f"results cannot be written to {folder}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"results cannot be written to {folder}: no permission to write in {there}")
+
+
 @contextmanager
 def staged(folder: str | Path, replaces: str) -> Iterator[Path]:
     """Give a temporary folder to write several files to; when the block ends without an error they all move into `folder`.

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from body3d.atomic import check_writable
 from body3d.errors import InputError, MissingExtra
 
 DONE, BAD_INPUT, NOBODY = 0, 2, 3
@@ -34,6 +35,8 @@ class Fit:
     """File of the body model (.npz or .pkl) that you registered for."""
     detector: Literal["embedded", "openpose-json", "coco-json"] = "embedded"
     """Where the 2D keypoints come from; the last two read --keypoints."""
+    prior: Path | None = None
+    """Pose prior in place of the shipped one: a mixture of Gaussians such as SMPLify's gmm_08.pkl."""
     keypoints: Path | None = None
     """OpenPose JSON of the image or COCO JSON (results or annotations); implies the detector by its content."""
     focal: float | None = None
@@ -61,20 +64,23 @@ def fit(args: Fit) -> int:
     if args.detector != "embedded" and args.keypoints is None:
         raise InputError(f"--detector {args.detector} needs --keypoints FILE")
     _check_device(args.device)
+    check_writable(args.out)
+    from body3d.body.priors import MaxMixturePrior
     from body3d.pipeline import load_body
 
     model = load_body(args.body, args.model_path, args.device)
+    prior = MaxMixturePrior.load(args.prior).to(args.device) if args.prior else None
     codes = []
     for image, name in zip(args.images, _names(args.images), strict=True):
         try:
-            codes.append(_fit_one(args, model, image, args.out / name))
+            codes.append(_fit_one(args, model, prior, image, args.out / name))
         except (InputError, MissingExtra) as error:
             _complain(str(error) if str(image) in str(error) else f"{image}: {error}")
             codes.append(BAD_INPUT)
     return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
 
 
-def _fit_one(args: Fit, model, image: Path, folder: Path) -> int:
+def _fit_one(args: Fit, model, prior, image: Path, folder: Path) -> int:
     from body3d.pipeline import reconstruct_image, write_results
 
     detections = None
@@ -82,7 +88,7 @@ def _fit_one(args: Fit, model, image: Path, folder: Path) -> int:
         from body3d.detect.files import read_keypoints
 
         detections = read_keypoints(args.keypoints, image=image)
-    done = reconstruct_image(image, model, detections, args.focal, args.fov, args.max_people, args.device)
+    done = reconstruct_image(image, model, detections, args.focal, args.fov, args.max_people, args.device, prior)
     if not done.people:
         _complain(f"{image}: no person found")
         return NOBODY

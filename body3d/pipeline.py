@@ -13,6 +13,7 @@ from torch import Tensor
 import body3d
 from body3d.body.definitions import H36M17_ON_BODY, MEDIAPIPE_ON_BODY, mixing_matrix, mixtures
 from body3d.body.model import BodyModel
+from body3d.body.priors import MaxMixturePrior
 from body3d.camera import Camera
 from body3d.errors import InputError
 from body3d.fit.smplifyx import Options, fit
@@ -73,14 +74,15 @@ def reconstruct(
     fov: float | None = None,
     max_people: int | None = None,
     device: str = "cpu",
+    prior: MaxMixturePrior | None = None,
     options: Options = Options(),
 ) -> list[FitResult]:
     """The people of an image, largest first, each a posed body in camera space (an empty list if nobody is found).
 
-    `image` is a path or an RGB array (H, W, 3) uint8. `detections` replaces the embedded detector. Raises InputError for an
-    image that cannot be read.
+    `image` is a path or an RGB array (H, W, 3) uint8. `detections` replaces the embedded detector, `prior` the shipped pose
+    prior. Raises InputError for an image that cannot be read.
     """
-    return reconstruct_image(image, body, detections, focal, fov, max_people, device, options).people
+    return reconstruct_image(image, body, detections, focal, fov, max_people, device, prior, options).people
 
 
 def reconstruct_image(
@@ -91,6 +93,7 @@ def reconstruct_image(
     fov: float | None = None,
     max_people: int | None = None,
     device: str = "cpu",
+    prior: MaxMixturePrior | None = None,
     options: Options = Options(),
 ) -> Reconstruction:
     """As `reconstruct`, with the image, the model and the timings."""
@@ -117,7 +120,7 @@ def reconstruct_image(
     people = []
     if len(detections):
         on_body = MEDIAPIPE_ON_BODY if embedded else None
-        people = fit(model, detections.keypoints, camera, detections.world, options=options, on_body=on_body)
+        people = fit(model, detections.keypoints, camera, detections.world, prior, options, on_body)
     seconds = {"detect": detected - began, "lift": 0.0, "fit": time.perf_counter() - detected}
     return Reconstruction(image, path, people, model, seconds, source)
 
