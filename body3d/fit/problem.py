@@ -39,6 +39,9 @@ class Stage:
 
 # Keypoints that do not pull: annotators differ too much about them (SMPLify-X: neck and both hips).
 IGNORED = frozenset({"neck", "left_hip", "right_hip", "mid_hip"})
+LEAN = (
+    0.15  # radians: how far a detector's upright differs from the truth; BlazePose leans its people towards the camera
+)
 STANDING_HEIGHT = 1.7  # metres: what `person_px` refers to
 
 # The bones whose directions a given 3D pose passes on; each end is a mean of joints.
@@ -136,6 +139,7 @@ class Problem:
         }
         if self.bones:
             out["directions"] = stage.directions**2 * terms.directions(s, self.direction_sigma)
+            out["lean_prior"] = stage.directions**2 * square("lean") / (2 * LEAN**2)
         weights = {
             "left_hand": stage.hand,
             "right_hand": stage.hand,

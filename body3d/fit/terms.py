@@ -7,6 +7,7 @@ Sources: SMPLify-X (Pavlakos et al., CVPR 2019) equations 1-6 and the weights it
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,9 +56,15 @@ def data(state: State, weight: Float[Tensor, "K"], sigma: float = 100.0) -> Floa
 
 
 def directions(state: State, sigma: float = 0.04) -> Float[Tensor, "B"]:
-    """How far the bones' ends would lie from where given 3D directions put them (metres over `sigma`), robust at 4 sigma."""
+    """How far the bones' ends would lie from where given 3D directions put them (metres over `sigma`), robust at 4 sigma.
+
+    The given pose may lean as a whole, by a fitted angle about the camera's x axis: BlazePose's people lean towards the camera.
+    """
     t = state.target
-    e = (state.bones - t.bones) * t.bone_length[:, None] / sigma
+    lean = state.part("lean").unsqueeze(-1)  # (B, 1, 1)
+    x, y, z = t.bones.split(1, -1)
+    given = torch.cat([x, lean.cos() * y - lean.sin() * z, lean.sin() * y + lean.cos() * z], -1)
+    e = (state.bones - given) * t.bone_length[:, None] / sigma
     return (t.bone_conf * gmof(e.square().sum(-1).add(1e-12).sqrt(), 4.0)).sum(-1)
 
 

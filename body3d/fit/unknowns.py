@@ -13,7 +13,8 @@ from body3d.types import BodyParams
 
 @dataclass(frozen=True)
 class Unknowns:
-    """Layout of a row: orient 3, transl 3, body 3 each, then what the model has of shape, hands (PCA), jaw, eyes, expression."""
+    """Layout of a row: orient 3, transl 3, body 3 each, then what the model has of shape, hands (PCA), jaw, eyes, expression,
+    and one nuisance number."""
 
     model: BodyModel
     num_shape: int = 10
@@ -44,6 +45,7 @@ class Unknowns:
         sizes["jaw"] = 3 if "jaw" in joints else 0
         sizes["eyes"] = 6 if "left_eye_smplhf" in joints else 0
         sizes["expression"] = min(self.num_expression, self.model.num_expression)
+        sizes["lean"] = 1  # of a given 3D pose, about the camera's x axis: a nuisance, no part of the body
         out, start = {}, 0
         for name, size in sizes.items():
             out[name] = slice(start, start + size)
@@ -51,7 +53,7 @@ class Unknowns:
         return out
 
     def __len__(self) -> int:
-        return self.slices["expression"].stop
+        return self.slices["lean"].stop
 
     def part(self, x: Float[Tensor, "B D"], name: str) -> Float[Tensor, "B P"]:
         return x[:, self.slices[name]]
