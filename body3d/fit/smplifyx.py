@@ -7,7 +7,8 @@ The published table of weights, the robustifier, the form of the priors and the 
   the same table then fits near and far people;
 * the body's translation stays free to the end (SMPLify-X freezes the camera after its first step);
 * every fit starts from several facings in one batch (SMPLify-X: from a second one if the shoulders are closer than 25 px), and
-  from the detector's own 3D where there is one, which also stays as a term (bone directions at fixed lengths, up to a lean of the whole pose that is fitted too);
+  from the detector's own 3D where there is one, which also stays as a term: bone directions at fixed lengths, up to a lean of the
+  whole pose that is fitted too;
 * the eyes have a prior.
 """
 
