@@ -12,10 +12,10 @@ PACKAGE = Path(body3d.__file__).parent
 # A module may import from its own row and from rows above it.
 ROWS = (
     ("errors", "tensors", "skeletons", "geometry"),
-    ("camera",),
+    ("camera", "camera_conventions"),
     ("types", "atomic"),
     ("images", "export", "weights", "rot6d"),
-    ("body", "view", "datasets", "detect"),
+    ("body", "view", "datasets", "detect", "metrics"),
     ("fit",),
     ("pipeline", "known_answers"),
     ("benchmarks",),
