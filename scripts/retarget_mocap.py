@@ -1,6 +1,6 @@
 """Retarget the free motion capture to the open body: every clip becomes poses (22 rotation vectors) of the SMPL-X tree.
 
-    python scripts/retarget_mocap.py ../shared/data/mocap --out data/retargeted.npz
+    python scripts/retarget_mocap.py MOCAP --out data/retargeted.npz
 
 Batched inverse kinematics: Levenberg-Marquardt with an analytic Jacobian on many frames at once. A frame's unknowns
 are the rotations of the 22 joints and the translation; its residuals, each divided by its spread, are

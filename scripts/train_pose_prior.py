@@ -1,6 +1,6 @@
 """Learn the body-pose prior: a mixture of Gaussians over the rotation vectors of the 21 body joints.
 
-    python scripts/retarget_mocap.py ../shared/data/mocap --out data/retargeted.npz
+    python scripts/retarget_mocap.py MOCAP --out data/retargeted.npz
     python scripts/train_pose_prior.py data/retargeted.npz
 
 Expectation-maximisation on the retargeted motion capture, every frame with its mirror image, the held-out subjects

@@ -1,6 +1,6 @@
 """The embedded 2D front end against annotated photos: who is found, how well, who is invented, how long it takes.
 
-`python -m body3d.benchmarks.detector --data ../shared/data` prints the tables of docs/benchmarks.md.
+`python -m body3d.benchmarks.detector --data DATA` prints the tables of docs/benchmarks.md.
 """
 
 import io
@@ -181,9 +181,7 @@ def within(people: Detections, rows: list[int], joints: Float[Tensor, "12 3"]) -
     return distance[:, annotated] < 0.2 * torso
 
 
-def main(
-    data: Annotated[Path, tyro.conf.arg(aliases=["-d"])] = Path("../shared/data"), lspet_photos: int = 150
-) -> None:
+def main(data: Annotated[Path, tyro.conf.arg(aliases=["-d"])], lspet_photos: int = 150) -> None:
     """Print the figures of the embedded front end.
 
     Args:
