@@ -1,4 +1,4 @@
-"""From a photo, a video or keypoints to posed, skinned 3D people.
+"""From a photo or keypoints to posed, skinned 3D people.
 
 The names below are the public ones; each is loaded when it is first used, so `import body3d` costs nothing.
 """
