@@ -5,85 +5,39 @@ Where a set's point is only near the vocabulary's (MediaPipe's `foot_index` is t
 hip of each detector lies elsewhere in the pelvis), the comment beside the set says so.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from body3d.dataset_joints import (
+    AIC14,
+    CROWDPOSE14,
+    FLIC9,
+    FLIC11,
+    H36M14,
+    H36M16,
+    H36M17,
+    H36M32,
+    LSP14,
+    MPI_INF_3DHP17,
+    MPI_INF_3DHP28,
+    MPII16,
+    MPPE18,
+    MUPOTS17,
+    MUPOTS21,
+    PANOPTIC15,
+    PANOPTIC19,
+    PANOPTIC_MPI15,
+)  # fmt: skip
+from body3d.joint_set import JointSet, both_sides, joint_names, mirrored, tree
+
 __all__ = [
-    "JointSet", "COCO17", "COCO_WHOLEBODY133", "BODY25", "OPENPOSE137", "MEDIAPIPE33", "HAND21", "MEDIAPIPE_FACE468",
-    "FACE68", "H36M17", "SMPL24", "SMPLH52", "SMPLX55", "SMPLX127", "SMPLX144", "convert_points",
+    "JointSet", "COCO17", "COCO_WHOLEBODY133", "BODY18", "BODY25", "OPENPOSE137", "MEDIAPIPE33", "HAND21",
+    "MEDIAPIPE_FACE468", "FACE68", "MPII16", "LSP14", "FLIC11", "FLIC9", "AIC14", "CROWDPOSE14",
+    "H36M32", "H36M17", "H36M16", "H36M14", "MPPE18", "MPI_INF_3DHP28", "MPI_INF_3DHP17", "MUPOTS21", "MUPOTS17",
+    "PANOPTIC19", "PANOPTIC15", "PANOPTIC_MPI15",
+    "SMPL24", "SMPL45", "SMPLH52", "SMPLX55", "SMPLX127", "SMPLX144", "convert_points", "mirrored",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class JointSet:
-    """An ordered set of named joints; `parents[i]` is -1 at a root, `sigmas` are COCO's OKS spreads where published."""
-
-    name: str
-    names: tuple[str, ...]
-    parents: tuple[int, ...] = field(repr=False)
-    sigmas: tuple[float, ...] | None = field(default=None, repr=False)
-
-    def __post_init__(self):
-        if len(self.parents) != len(self.names):
-            raise ValueError(f"{self.name}: {len(self.names)} names but {len(self.parents)} parents")
-        if len(set(self.names)) != len(self.names):
-            raise ValueError(f"{self.name}: a joint name occurs twice")
-        if any(not -1 <= p < len(self.names) or p == i for i, p in enumerate(self.parents)):
-            raise ValueError(f"{self.name}: a parent is not a joint of the set")
-        if self.sigmas is not None and len(self.sigmas) != len(self.names):
-            raise ValueError(f"{self.name}: {len(self.names)} names but {len(self.sigmas)} sigmas")
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __contains__(self, joint: object) -> bool:
-        return joint in self.positions
-
-    @cached_property
-    def positions(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
-
-    def index(self, name: str) -> int:
-        if name not in self.positions:
-            raise KeyError(f"{self.name} has no joint {name!r}; it has {', '.join(self.names)}")
-        return self.positions[name]
-
-    def indices(self, names: Sequence[str]) -> list[int]:
-        return [self.index(n) for n in names]
-
-    @cached_property
-    def bones(self) -> tuple[tuple[int, int], ...]:
-        """(parent, child) pairs."""
-        return tuple((p, i) for i, p in enumerate(self.parents) if p >= 0)
-
-    @cached_property
-    def flip(self) -> tuple[int, ...]:
-        """The permutation that swaps left and right, read off the names."""
-        return tuple(self.index(mirrored(n)) for n in self.names)
-
-
-def mirrored(name: str) -> str:
-    """The name of the joint on the other side: left_wrist -> right_wrist, mouth_upper_left_0 -> mouth_upper_right_0."""
-    swap = {"left": "right", "right": "left"}
-    return "_".join(swap.get(word, word) for word in name.split("_"))
-
-
-def _set(name: str, tree: Sequence[str], sigmas: Sequence[float] | None = None) -> JointSet:
-    """A joint set from lines "child<parent" (or "root"), in order; a parent may stand after its child."""
-    pairs = [line.partition("<") for line in tree]
-    names = tuple(child for child, _, _ in pairs)
-    parents = tuple(names.index(parent) if parent else -1 for _, _, parent in pairs)
-    return JointSet(name, names, parents, tuple(sigmas) if sigmas is not None else None)
-
-
-def _both(*tree: str) -> tuple[str, ...]:
-    """Each line with L replaced by left, then by right; lines without L once."""
-    return tuple(line.replace("L_", side) for line in tree for side in (("left_", "right_") if "L_" in line else ("",)))
 
 
 # ---- parts that several sets share ---------------------------------------------------------------------------------
@@ -126,22 +80,18 @@ _INNER_FACE = (
 )  # fmt: skip
 
 
-def _names(tree: Sequence[str]) -> tuple[str, ...]:
-    return tuple(line.partition("<")[0] for line in tree)
-
-
-JAW17 = _names(_JAW)
-INNER_FACE51 = _names(_INNER_FACE)
-HAND_POINTS = {side: (f"{side}_hand_root", *_names(_hand(side, "root"))) for side in ("left", "right")}
+JAW17 = joint_names(_JAW)
+INNER_FACE51 = joint_names(_INNER_FACE)
+HAND_POINTS = {side: (f"{side}_hand_root", *joint_names(_hand(side, "root"))) for side in ("left", "right")}
 
 # ---- two-dimensional sets ------------------------------------------------------------------------------------------
 _COCO = (
     "nose", "left_eye<nose", "right_eye<nose", "left_ear<left_eye", "right_ear<right_eye",
-    "left_shoulder<nose", "right_shoulder<nose", *_both("L_elbow<L_shoulder", "L_wrist<L_elbow"),
-    *_both("L_hip<L_shoulder", "L_knee<L_hip", "L_ankle<L_knee"),
+    "left_shoulder<nose", "right_shoulder<nose", *both_sides("L_elbow<L_shoulder", "L_wrist<L_elbow"),
+    *both_sides("L_hip<L_shoulder", "L_knee<L_hip", "L_ankle<L_knee"),
 )  # fmt: skip
 _COCO_SIGMAS = (.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089)  # fmt: skip
-COCO17 = _set("coco17", _COCO, _COCO_SIGMAS)
+COCO17 = tree("coco17", _COCO, _COCO_SIGMAS)
 
 # The sigmas of COCO-WholeBody (Jin et al., ECCV 2020), as its evaluation code publishes them.
 _FOOT_SIGMAS = (0.068, 0.066, 0.066, 0.092, 0.094, 0.094)
@@ -154,14 +104,14 @@ _FACE_SIGMAS = (
 _HAND_SIGMAS = (
     .029, .022, .035, .037, .047, .026, .025, .024, .035, .018, .024, .022, .026, .017, .021, .021, .032, .02, .019, .022, .031,
 )  # fmt: skip
-FACE68 = _set("face68", (*_JAW, *_INNER_FACE), _FACE_SIGMAS)
+FACE68 = tree("face68", (*_JAW, *_INNER_FACE), _FACE_SIGMAS)
 HAND21 = {
-    side: _set(f"{side}_hand21", (f"{side}_hand_root", *_hand(side, f"{side}_hand_root"))) for side in HAND_POINTS
+    side: tree(f"{side}_hand21", (f"{side}_hand_root", *_hand(side, f"{side}_hand_root"))) for side in HAND_POINTS
 }
 _TWO_HANDS = tuple(
     line for s in ("left", "right") for line in (f"{s}_hand_root<{s}_wrist", *_hand(s, f"{s}_hand_root"))
 )
-COCO_WHOLEBODY133 = _set(
+COCO_WHOLEBODY133 = tree(
     "coco_wholebody133",
     (
         *_COCO,
@@ -181,9 +131,19 @@ _BODY25 = (
     "left_big_toe<left_ankle", "left_small_toe<left_big_toe", "left_heel<left_ankle",
     "right_big_toe<right_ankle", "right_small_toe<right_big_toe", "right_heel<right_ankle",
 )  # fmt: skip
-BODY25 = _set("body25", _BODY25)
+BODY25 = tree("body25", _BODY25)
+BODY18 = tree(
+    "body18",
+    (
+        "nose<neck", "neck", *(f"{s}_{c}<{p}" for s in ("right", "left") for c, p in (
+            ("shoulder", "neck"), ("elbow", f"{s}_shoulder"), ("wrist", f"{s}_elbow"))),
+        *(f"{s}_{c}<{p}" for s in ("right", "left") for c, p in (
+            ("hip", "neck"), ("knee", f"{s}_hip"), ("ankle", f"{s}_knee"))),
+        "right_eye<nose", "left_eye<nose", "right_ear<right_eye", "left_ear<left_eye",
+    ),
+)  # fmt: skip
 # OpenPose's BODY_25, left hand, right hand and the first 68 of its 70 face points (the last two are the pupils).
-OPENPOSE137 = _set(
+OPENPOSE137 = tree(
     "openpose137",
     (
         *_BODY25, *_TWO_HANDS, *_JAW, *("nose_base<nose" if line == "nose_base" else line for line in _INNER_FACE),
@@ -193,35 +153,25 @@ OPENPOSE137 = _set(
 
 # BlazePose. Its `pinky`, `index` and `thumb` are knuckles; `foot_index` is the tip of the foot; its hips lie 10-14 % of the
 # torso below Human3.6M's.
-MEDIAPIPE33 = _set(
+MEDIAPIPE33 = tree(
     "mediapipe33",
     (
         "nose", "left_eye_inner<nose", "left_eye<left_eye_inner", "left_eye_outer<left_eye",
         "right_eye_inner<nose", "right_eye<right_eye_inner", "right_eye_outer<right_eye",
         "left_ear<left_eye_outer", "right_ear<right_eye_outer", "mouth_left<nose", "mouth_right<nose",
-        "left_shoulder<nose", "right_shoulder<nose", *_both("L_elbow<L_shoulder", "L_wrist<L_elbow"),
-        *_both("L_pinky1<L_wrist", "L_index1<L_wrist", "L_thumb2<L_wrist"),
-        *_both("L_hip<L_shoulder", "L_knee<L_hip", "L_ankle<L_knee", "L_heel<L_ankle", "L_big_toe<L_ankle"),
+        "left_shoulder<nose", "right_shoulder<nose", *both_sides("L_elbow<L_shoulder", "L_wrist<L_elbow"),
+        *both_sides("L_pinky1<L_wrist", "L_index1<L_wrist", "L_thumb2<L_wrist"),
+        *both_sides("L_hip<L_shoulder", "L_knee<L_hip", "L_ankle<L_knee", "L_heel<L_ankle", "L_big_toe<L_ankle"),
     ),
 )  # fmt: skip
 MEDIAPIPE_FACE468 = JointSet("mediapipe_face468", tuple(f"mesh_{i}" for i in range(468)), (-1,) * 468)
 
 # ---- three-dimensional sets ----------------------------------------------------------------------------------------
-H36M17 = _set(
-    "h36m17",
-    (
-        "pelvis", "right_hip<pelvis", "right_knee<right_hip", "right_ankle<right_knee",
-        "left_hip<pelvis", "left_knee<left_hip", "left_ankle<left_knee",
-        "spine<pelvis", "thorax<spine", "neck_nose<thorax", "head_top<neck_nose",
-        "left_shoulder<thorax", "left_elbow<left_shoulder", "left_wrist<left_elbow",
-        "right_shoulder<thorax", "right_elbow<right_shoulder", "right_wrist<right_elbow",
-    ),
-)  # fmt: skip
-
 _SMPL22 = (
-    "pelvis", *_both("L_hip<pelvis"), "spine1<pelvis", *_both("L_knee<L_hip"), "spine2<spine1", *_both("L_ankle<L_knee"),
-    "spine3<spine2", *_both("L_foot<L_ankle"), "neck<spine3", *_both("L_collar<spine3"), "head<neck",
-    *_both("L_shoulder<L_collar", "L_elbow<L_shoulder", "L_wrist<L_elbow"),
+    "pelvis", *both_sides("L_hip<pelvis"), "spine1<pelvis", *both_sides("L_knee<L_hip"), "spine2<spine1",
+    *both_sides("L_ankle<L_knee"),
+    "spine3<spine2", *both_sides("L_foot<L_ankle"), "neck<spine3", *both_sides("L_collar<spine3"), "head<neck",
+    *both_sides("L_shoulder<L_collar", "L_elbow<L_shoulder", "L_wrist<L_elbow"),
 )  # fmt: skip
 
 
@@ -233,19 +183,27 @@ def _mano(side: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-SMPL24 = _set("smpl24", (*_SMPL22, *_both("L_hand<L_wrist")))
-SMPLH52 = _set("smplh52", (*_SMPL22, *_mano("left"), *_mano("right")))
-_SMPLX = (*_SMPL22, "jaw<head", *_both("L_eye_smplhf<head"), *_mano("left"), *_mano("right"))
-SMPLX55 = _set("smplx55", _SMPLX)
+SMPL24 = tree("smpl24", (*_SMPL22, *both_sides("L_hand<L_wrist")))
+SMPLH52 = tree("smplh52", (*_SMPL22, *_mano("left"), *_mano("right")))
+_SMPLX = (*_SMPL22, "jaw<head", *both_sides("L_eye_smplhf<head"), *_mano("left"), *_mano("right"))
+SMPLX55 = tree("smplx55", _SMPLX)
 # The 21 vertices that the smplx package appends to the joints, in its order.
 PICKED_VERTICES21 = (
     "nose<head", "right_eye<nose", "left_eye<nose", "right_ear<right_eye", "left_ear<left_eye",
     *(f"{s}_{t}<{s}_ankle" for s in ("left", "right") for t in ("big_toe", "small_toe", "heel")),
     *(f"{s}_{f}_tip<{s}_{f}3" for s in ("left", "right") for f in FINGERS),
 )  # fmt: skip
+# SMPL's own joints know no fingers: the tips hang on the hands.
+SMPL45 = tree(
+    "smpl45",
+    (
+        *_SMPL22, *both_sides("L_hand<L_wrist"), *PICKED_VERTICES21[:11],
+        *(f"{s}_{f}_tip<{s}_hand" for s in ("left", "right") for f in FINGERS),
+    ),
+)  # fmt: skip
 _NO_EAR_FACE = tuple("nose_base<nose" if line == "nose_base" else line for line in _INNER_FACE)
-SMPLX127 = _set("smplx127", (*_SMPLX, *PICKED_VERTICES21, *_NO_EAR_FACE))
-SMPLX144 = _set("smplx144", (*_SMPLX, *PICKED_VERTICES21, *_NO_EAR_FACE, *_JAW))
+SMPLX127 = tree("smplx127", (*_SMPLX, *PICKED_VERTICES21, *_NO_EAR_FACE))
+SMPLX144 = tree("smplx144", (*_SMPLX, *PICKED_VERTICES21, *_NO_EAR_FACE, *_JAW))
 
 # ---- conversion ----------------------------------------------------------------------------------------------------
 # Joints that a set lacks but that are a mean of joints that it has. Each is tried in turn; all parts must be there.
@@ -262,6 +220,22 @@ SYNTHETIC: dict[str, tuple[tuple[str, ...], ...]] = {
     "nose": (("nose_bridge_3",),),
     "left_eye": (("left_eye_inner", "left_eye_outer"),),
     "right_eye": (("right_eye_inner", "right_eye_outer"),),
+    # Near points of other rigs: Human3.6M and MPI-INF-3DHP end the foot at the toes, SMPL at the ball of the foot.
+    "mid_shoulder": (("left_shoulder", "right_shoulder"),),
+    "left_foot": (("left_toe_base",),),
+    "right_foot": (("right_toe_base",),),
+    "left_toe_base": (("left_foot",),),
+    "right_toe_base": (("right_foot",),),
+    "left_toe": (("left_big_toe",), ("left_toe_end",)),
+    "right_toe": (("right_big_toe",), ("right_toe_end",)),
+    "left_toe_end": (("left_toe",), ("left_big_toe",)),
+    "right_toe_end": (("right_toe",), ("right_big_toe",)),
+    "left_big_toe": (("left_toe",), ("left_toe_end",)),
+    "right_big_toe": (("right_toe",), ("right_toe_end",)),
+    # Human3.6M's raw rig repeats points: the root as the foot of the spine, the thorax as the start of both arms.
+    "spine_base": (("pelvis",), ("mid_hip",), ("left_hip", "right_hip")),
+    "left_collar_base": (("thorax",), ("left_shoulder", "right_shoulder")),
+    "right_collar_base": (("thorax",), ("left_shoulder", "right_shoulder")),
 }
 
 

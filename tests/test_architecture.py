@@ -11,13 +11,19 @@ PACKAGE = Path(body3d.__file__).parent
 
 # A module may import from its own row and from rows above it.
 ROWS = (
-    ("errors", "tensors", "skeletons", "geometry"),
+    ("errors", "tensors", "joint_set", "geometry"),
+    ("dataset_joints",),
+    ("skeletons",),
     ("camera", "camera_conventions"),
     ("types", "atomic"),
     ("images", "export", "weights", "rot6d"),
-    ("body", "view", "datasets", "detect", "metrics"),
+    ("layers",),
+    ("body", "view", "datasets", "detect", "metrics", "codecs", "lift"),
+    ("nets", "posenet"),
+    ("learn", "evaluate"),
+    ("train",),
     ("fit",),
-    ("pipeline", "known_answers"),
+    ("pipeline", "known_answers", "known_networks"),
     ("benchmarks",),
     ("cli", "__main__", "__init__"),
 )
