@@ -20,11 +20,12 @@ ROWS = (
     ("layers",),
     ("body", "view", "datasets", "detect", "metrics", "codecs", "lift"),
     ("nets", "posenet"),
-    ("learn", "evaluate"),
     ("train",),
+    ("learn", "evaluate"),
     ("fit",),
     ("pipeline", "known_answers", "known_networks"),
     ("benchmarks",),
+    ("commands",),
     ("cli", "__main__", "__init__"),
 )
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

@@ -1,0 +1,64 @@
+"""`body3d train-lifter` and `scripts/train_lifter.py`."""
+
+import runpy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from body3d.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainLifter:
+    """Train a 2D-to-3D lifter as a config says, and write a run folder with checkpoints, log and curves."""
+
+    config: tyro.conf.Positional[Path]
+    """A file of configs/, such as configs/h36m_simple_baseline.py."""
+    data: Path | None = None
+    """Where the data set lies; the config names the usual place."""
+    out: Path | None = None
+    """The run's folder; runs/NAME_OF_THE_CONFIG if not given."""
+    resume: bool = False
+    """Go on with the run in that folder."""
+    epochs: int | None = None
+    """Stop after so many epochs; the schedule stays the config's."""
+    seed: int | None = None
+    """In place of the config's."""
+    device: str = "cpu"
+    """cpu or cuda; several GPUs with `accelerate launch`."""
+
+
+def train_lifter(args: TrainLifter) -> int:
+    """Run `TrainLifter`; the exit code."""
+    import torch
+
+    from body3d.commands.shared import DONE, check_device
+    from body3d.train import BEST, train
+
+    check_device(args.device)
+    run = read_config(args.config)
+    plan = run.plan
+    if args.seed is not None:
+        plan = replace(plan, seed=args.seed)
+    if args.epochs is not None:
+        plan = replace(plan, epochs=args.epochs)
+    run = replace(run, plan=plan)
+    folder = args.out or Path("runs") / args.config.stem
+    task = run.task(args.data, torch.device(args.device))
+    log = train(task, plan, folder, args.resume, cpu=args.device == "cpu", description=str(args.config))
+    print(f"{folder}: {len(log)} epochs, best {log[-1]['best']:.1f}; weights in {folder / BEST}")
+    return DONE
+
+
+def read_config(path: Path):
+    """The `run` of a config file. InputError if there is no such file or it defines none."""
+    from body3d.learn.lifting import LifterRun
+
+    if not path.is_file():
+        beside = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
+        raise InputError(f"{path}: there is no such config" + (f"; there are {beside}" if beside else ""))
+    run = runpy.run_path(str(path)).get("run")
+    if not isinstance(run, LifterRun):
+        raise InputError(f"{path} defines no `run = LifterRun(...)`; see configs/h36m_simple_baseline.py")
+    return run

@@ -1,0 +1,27 @@
+"""`body3d weights get embedded`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from body3d.commands.shared import DONE
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bring a detector's weights into the cache folder (BODY3D_CACHE), once."""
+
+    action: tyro.conf.Positional[Literal["get"]]
+    name: tyro.conf.Positional[Literal["embedded"]]
+    wheel: Path | None = None
+    """The wheel of mediapipe 0.10.21 at hand, instead of a download."""
+
+
+def weights(args: Weights) -> int:
+    """Run `Weights`; the exit code."""
+    from body3d.weights import get_embedded
+
+    print(f"the embedded detector's models are in {get_embedded(args.wheel)}")
+    return DONE
