@@ -15,6 +15,7 @@ import tyro
 
 from body3d.commands.bench import Bench, bench
 from body3d.commands.data import Data, data
+from body3d.commands.evaluate import Evaluate, evaluate
 from body3d.commands.fit import Fit, fit
 from body3d.commands.lift import Lift, lift
 from body3d.commands.shared import BAD_INPUT, DONE, complain
@@ -24,12 +25,13 @@ from body3d.commands.weights import Weights, weights
 from body3d.errors import InputError, MissingExtra
 
 COMMANDS: dict[type, Callable] = {
-    Fit: fit, Lift: lift, TrainLifter: train_lifter, View: view, Data: data, Weights: weights, Bench: bench,
+    Fit: fit, Lift: lift, TrainLifter: train_lifter, Evaluate: evaluate, View: view, Data: data, Weights: weights, Bench: bench,
 }  # fmt: skip
 Command = (
     Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[Lift, tyro.conf.subcommand("lift")]
     | Annotated[TrainLifter, tyro.conf.subcommand("train-lifter")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]

@@ -53,12 +53,13 @@ def train_lifter(args: TrainLifter) -> int:
 
 def read_config(path: Path):
     """The `run` of a config file. InputError if there is no such file or it defines none."""
+    from body3d.learn.embedded_lifter import EmbeddedLifterRun
     from body3d.learn.lifting import LifterRun
 
     if not path.is_file():
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
         raise InputError(f"{path}: there is no such config" + (f"; there are {beside}" if beside else ""))
     run = runpy.run_path(str(path)).get("run")
-    if not isinstance(run, LifterRun):
+    if not isinstance(run, LifterRun | EmbeddedLifterRun):
         raise InputError(f"{path} defines no `run = LifterRun(...)`; see configs/h36m_simple_baseline.py")
     return run
