@@ -106,7 +106,7 @@ class Observed:
 
     points: Float[Tensor, "N P 3"]
     parts: Float[Tensor, "N Q 3 3"]
-    known: Float[Tensor, "Q"]  # 1 where the source has the part, else 0
+    known: Float[Tensor, " Q"]  # 1 where the source has the part, else 0
 
     def __getitem__(self, i) -> "Observed":
         return Observed(self.points[i], self.parts[i], self.known)
@@ -146,7 +146,7 @@ def pose_skeleton(
 
 def normal_equations(
     pose: Pose, observed: Observed, skeleton: Skeleton, near: Float[Tensor, "N 22 3 3"] | None
-) -> tuple[Float[Tensor, "N"], Float[Tensor, "N 69 69"], Float[Tensor, "N 69"]]:
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 69 69"], Float[Tensor, "N 69"]]:
     """Half the squared residuals, their Gauss-Newton Hessian and gradient.
 
     The unknowns are increments: 3 per joint, applied on the right of its rotation (R <- R exp[d]), then the
@@ -338,7 +338,7 @@ def neighbours(rotations: Float[Tensor, "N 22 3 3"], clip: Sequence[int]) -> Flo
     return a @ roma.rotvec_to_rotmat(roma.rotmat_to_rotvec(a.mT @ b) / 2)
 
 
-def plausible(pose: Float[np.ndarray, "N 22 3"]) -> Bool[np.ndarray, "N"]:
+def plausible(pose: Float[np.ndarray, "N 22 3"]) -> Bool[np.ndarray, " N"]:
     """Whether all joints of a frame (rotation vectors) stay within `FURTHEST`."""
     limit = np.radians([FURTHEST.get(name.split("_")[-1], 180) for name in NAMES])
     return (np.linalg.norm(pose, axis=-1)[:, 1:] <= limit[1:]).all(1)

@@ -38,7 +38,7 @@ FLOOR = dict.fromkeys(JOINTS, 0.03) | {"left_wrist": 0.2, "right_wrist": 0.2, "l
 
 @dataclass(frozen=True)
 class Mixture:
-    weights: Float[Tensor, "K"]
+    weights: Float[Tensor, " K"]
     means: Float[Tensor, "K D"]
     covars: Float[Tensor, "K D D"]
 
@@ -52,14 +52,14 @@ def log_densities(mixture: Mixture, x: Float[Tensor, "N D"]) -> Float[Tensor, "N
     return (normal + mixture.weights.log()[:, None]).T
 
 
-def log_likelihood(mixture: Mixture, x: Float[Tensor, "N D"], weight: Float[Tensor, "N"]) -> float:
+def log_likelihood(mixture: Mixture, x: Float[Tensor, "N D"], weight: Float[Tensor, " N"]) -> float:
     """Weighted mean of log p(x), nats."""
     return float((log_densities(mixture, x).logsumexp(1) * weight).sum() / weight.sum())
 
 
 def k_means(
-    x: Float[Tensor, "N D"], weight: Float[Tensor, "N"], k: int, seed: int, rounds: int = 30
-) -> Int[Tensor, "N"]:
+    x: Float[Tensor, "N D"], weight: Float[Tensor, " N"], k: int, seed: int, rounds: int = 30
+) -> Int[Tensor, " N"]:
     """Weighted Lloyd iterations from k-means++ seeds; the cluster of every row."""
     random = torch.Generator().manual_seed(seed)
     centres = x[torch.multinomial(weight, 1, generator=random)]
@@ -74,7 +74,7 @@ def k_means(
     return label
 
 
-def maximise(x: Float[Tensor, "N D"], share: Float[Tensor, "N K"], floor: Float[Tensor, "D"]) -> Mixture:
+def maximise(x: Float[Tensor, "N D"], share: Float[Tensor, "N K"], floor: Float[Tensor, " D"]) -> Mixture:
     """The mixture of rows shared out between components, `floor` (standard deviations) added to each covariance."""
     total = share.sum(0)
     means = share.T @ x / total[:, None]
@@ -84,9 +84,9 @@ def maximise(x: Float[Tensor, "N D"], share: Float[Tensor, "N K"], floor: Float[
 
 def fit_mixture(
     x: Float[Tensor, "N D"],
-    weight: Float[Tensor, "N"],
+    weight: Float[Tensor, " N"],
     k: int,
-    floor: Float[Tensor, "D"],
+    floor: Float[Tensor, " D"],
     seed: int = 0,
     rounds: int = 200,
     tolerance: float = 1e-3,
@@ -127,7 +127,7 @@ def mirror(pose: Float[Tensor, "N 21 3"]) -> Float[Tensor, "N 21 3"]:
 @dataclass(frozen=True)
 class Frames:
     pose: Float[Tensor, "N 21 3"]  # rotation vectors, mirror images included
-    weight: Float[Tensor, "N"]
+    weight: Float[Tensor, " N"]
 
 
 def read_frames(path: Path) -> tuple[Frames, Frames]:

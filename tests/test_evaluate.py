@@ -32,7 +32,13 @@ def truth_of(name: str, **text) -> Poses:
         return Poses(points, torch.ones(N, 40).double(), None, text, {"root": points.mean(1)})
     if key == "xy":
         points = 200 * torch.rand(N, len(joints), 2, generator=rng, dtype=torch.float64)
-        return Poses(points, torch.ones(N, len(joints)).double(), joints, text, {"head_boxes": torch.tensor([[0.0, 0, 30, 40]] * N)})
+        return Poses(
+            points,
+            torch.ones(N, len(joints)).double(),
+            joints,
+            text,
+            {"head_boxes": torch.tensor([[0.0, 0, 30, 40]] * N)},
+        )
     points = 0.3 * torch.randn(N, len(joints), 3, generator=rng, dtype=torch.float64) + torch.tensor([0.0, 0, 4])
     text = {"images": tuple(f"{i // 3}" for i in range(N))} | text
     return Poses(points, torch.ones(N, len(joints)).double(), joints, text)
@@ -244,7 +250,10 @@ BAD = [
     ({"xyz": np.zeros((N, 17, 3))}, "neither `joints`"),
     ({"xyz": np.zeros((N, 17, 3)), "joints": "h36m71"}, "no joint set 'h36m71'"),
     ({"xyz": np.zeros((N, 16, 3)), "joints": "h36m17"}, "17 joints, the poses have 16"),
-    ({"xyz": np.full((N, 17, 3), np.nan), "joints": "h36m17"}, "NaN or infinite in 12 poses, the first at pose 0, point 0"),
+    (
+        {"xyz": np.full((N, 17, 3), np.nan), "joints": "h36m17"},
+        "NaN or infinite in 12 poses, the first at pose 0, point 0",
+    ),
     ({"xyz": 400 * np.random.default_rng(0).random((N, 17, 3)), "joints": "h36m17"}, "must be in metres"),
     ({"pose": np.zeros(3)}, "has no 'xyz', only pose"),
     ({"xyz": np.zeros((0, 17, 3)), "joints": "h36m17"}, "holds no pose"),
@@ -293,7 +302,8 @@ def coco_files(folder: Path, seed: int) -> tuple[Path, Path]:
                 points[:, 2] = 2
             annotations.append({
                 "id": len(annotations) + 1, "image_id": image, "category_id": 1, "keypoints": points.ravel().tolist(),
-                "num_keypoints": int((points[:, 2] > 0).sum()), "bbox": [*low, *size], "area": float(size.prod()) * 0.6, "iscrowd": 0,
+                "num_keypoints": int((points[:, 2] > 0).sum()), "bbox": [*low, *size],
+                "area": float(size.prod()) * 0.6, "iscrowd": 0,
             })  # fmt: skip
             for _ in range(rng.integers(0, 3)):
                 guess = points.copy()

@@ -68,7 +68,9 @@ def photos(lspet: Path) -> dict[str, float]:
     crops = Crops(form.open(lspet))
     table = {}
     for workers in (0, 2):
-        loader = DataLoader(torch.utils.data.Subset(crops, range(min(COUNT, len(crops)))), batch_size=50, num_workers=workers)
+        loader = DataLoader(
+            torch.utils.data.Subset(crops, range(min(COUNT, len(crops)))), batch_size=50, num_workers=workers
+        )
         began = time.perf_counter()
         for _ in tqdm(loader, desc=f"{workers} workers", leave=False):
             pass

@@ -54,19 +54,19 @@ class MaxMixturePrior(Constants):
     """Gaussians over rotation vectors of which the likeliest counts (Olson and Agarwal, RSS 2012; SMPLify)."""
 
     joints: tuple[str, ...]  # D = 3 per joint
-    weights: Float[Tensor, "K"]
+    weights: Float[Tensor, " K"]
     means: Float[Tensor, "K D"] = field(repr=False)
     covariances: Float[Tensor, "K D D"] = field(repr=False)
     # Made of these once: W with |W (x - mean)|² the Mahalanobis distance, log det of the covariances, and what each
     # component adds to half that distance. SMPLify divides the determinants by the smallest: a shift of the value.
     whitening: Float[Tensor, "K D D"] = field(repr=False)
-    log_dets: Float[Tensor, "K"] = field(repr=False)
-    constants: Float[Tensor, "K"] = field(repr=False)
+    log_dets: Float[Tensor, " K"] = field(repr=False)
+    constants: Float[Tensor, " K"] = field(repr=False)
 
     @staticmethod
     def of(
         joints: Sequence[str],
-        weights: Float[Tensor, "K"],
+        weights: Float[Tensor, " K"],
         means: Float[Tensor, "K D"],
         covariances: Float[Tensor, "K D D"],
         dtype: torch.dtype = torch.float32,

@@ -13,17 +13,23 @@ from body3d.commands.shared import DONE
 class Bench:
     """Print figures of docs/benchmarks.md."""
 
-    what: tyro.conf.Positional[Literal["views", "photos", "one", "data"]]
+    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift"]]
     """views: synthetic views of held-out motion capture; photos: a folder of photos; one: time and memory of one photo; data: how
-    fast the loaders are, on LSPET's folder."""
+    fast the loaders are, on LSPET's folder; lift: lifters trained and scored on motion capture."""
     path: tyro.conf.Positional[Path]
-    """views: the file of scripts/retarget_mocap.py; photos, data: a folder; one: a photo."""
+    """views: the file of scripts/retarget_mocap.py; photos, data, lift: a folder; one: a photo."""
     count: int = 40
     """views: how many."""
     seed: int = 0
     """views: which ones."""
     every: int = 1
     """photos: take every n-th."""
+    runs: Path = Path("runs/bench_lift")
+    """lift: where the trainings are kept; what is there is not done again."""
+    seeds: int = 3
+    """lift: trainings of each method."""
+    noisy: bool = False
+    """lift: keypoints as the embedded detector would see them, in training and test."""
 
 
 def bench(args: Bench) -> int:
@@ -36,6 +42,10 @@ def bench(args: Bench) -> int:
         from body3d.benchmarks.data import run as run_data
 
         table = run_data(args.path)
+    elif args.what == "lift":
+        from body3d.benchmarks.lift import bench_lift, standard
+
+        table = bench_lift(args.path, standard(Path("configs")), args.runs, args.seeds, args.noisy)
     else:
         from body3d.benchmarks.photos import measure, one_person, photos_in, summary
 

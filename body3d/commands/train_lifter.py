@@ -1,12 +1,9 @@
 """`body3d train-lifter` and `scripts/train_lifter.py`."""
 
-import runpy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
-
-from body3d.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,8 @@ class TrainLifter:
     """Stop after so many epochs; the schedule stays the config's."""
     seed: int | None = None
     """In place of the config's."""
+    noisy: bool = False
+    """Train and validate on keypoints as the embedded detector would see them."""
     device: str = "cpu"
     """cpu or cuda; several GPUs with `accelerate launch`."""
 
@@ -34,6 +33,7 @@ def train_lifter(args: TrainLifter) -> int:
     import torch
 
     from body3d.commands.shared import DONE, check_device
+    from body3d.learn.configs import read_config
     from body3d.train import BEST, train
 
     check_device(args.device)
@@ -43,23 +43,9 @@ def train_lifter(args: TrainLifter) -> int:
         plan = replace(plan, seed=args.seed)
     if args.epochs is not None:
         plan = replace(plan, epochs=args.epochs)
-    run = replace(run, plan=plan)
+    run = replace(run, plan=plan, noisy=True) if args.noisy else replace(run, plan=plan)
     folder = args.out or Path("runs") / args.config.stem
     task = run.task(args.data, torch.device(args.device))
     log = train(task, plan, folder, args.resume, cpu=args.device == "cpu", description=str(args.config))
     print(f"{folder}: {len(log)} epochs, best {log[-1]['best']:.1f}; weights in {folder / BEST}")
     return DONE
-
-
-def read_config(path: Path):
-    """The `run` of a config file. InputError if there is no such file or it defines none."""
-    from body3d.learn.embedded_lifter import EmbeddedLifterRun
-    from body3d.learn.lifting import LifterRun
-
-    if not path.is_file():
-        beside = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-        raise InputError(f"{path}: there is no such config" + (f"; there are {beside}" if beside else ""))
-    run = runpy.run_path(str(path)).get("run")
-    if not isinstance(run, LifterRun | EmbeddedLifterRun):
-        raise InputError(f"{path} defines no `run = LifterRun(...)`; see configs/h36m_simple_baseline.py")
-    return run

@@ -9,8 +9,10 @@ within a source and the seventeen Human3.6M points across all.
 
 import csv
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from body3d.datasets.reading import locate
 from body3d.errors import InputError
+from body3d.skeletons import H36M17
+from body3d.types import Keypoints3D, Sample
 
 __all__ = [
-    "HELD_OUT_SUBJECTS", "Clip", "ClipInfo", "clip_index", "forward_kinematics", "is_held_out", "part_orientations",
-    "read_clip", "shortest_rotation",
+    "HELD_OUT_SUBJECTS", "H36M17_NAMES", "Mocap", "Clip", "ClipInfo", "clip_index", "forward_kinematics",
+    "is_held_out", "part_orientations", "read_clip", "shortest_rotation",
 ]  # fmt: skip
 
 # Never trained on, by anything: pose prior, lifters, 3D networks. Basketball, running, everyday actions, acrobatics,
@@ -61,6 +66,11 @@ _LIMBS = {
 # forward.
 _CMU_ARM_ROLL = -np.pi / 6
 
+# H36M17's joints as the files name them.
+H36M17_NAMES = (
+    "Pelvis", "RHip", "RKnee", "RAnkle", "LHip", "LKnee", "LAnkle", "Spine", "Thorax", "Nose", "HeadTop",
+    "LShoulder", "LElbow", "LWrist", "RShoulder", "RElbow", "RWrist",
+)  # fmt: skip
 _ARRAYS = (
     "joint_names", "parents", "offsets_m", "quat", "root_m", "h36m_names", "h36m17_pelvis_m", "h36m17_rel_m",
     "clip_ids", "clip_start", "clip_len", "fps",
@@ -96,6 +106,47 @@ class Clip:
 
     def __len__(self) -> int:
         return len(self.quat)
+
+
+@dataclass(frozen=True)
+class Mocap:
+    """Clips as a data set: a sample is one frame, Human3.6M's seventeen joints in the world (y up)."""
+
+    clips: tuple[ClipInfo, ...]
+
+    @staticmethod
+    def open(folder: Path | str, held_out: bool | None = None, subjects: Collection[str] | None = None) -> "Mocap":
+        """The clips of the folder: those held out or all others (None: both), of some subjects (None: all). Reads no motion."""
+        clips = clip_index(folder)
+        known = {clip.subject for clip in clips}
+        if unknown := sorted(set(subjects or ()) - known):
+            raise InputError(f"{folder} has no subject {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        chosen = tuple(
+            clip for clip in clips
+            if held_out in (None, is_held_out(clip.subject)) and (subjects is None or clip.subject in subjects)
+        )  # fmt: skip
+        if not chosen:
+            raise InputError(f"{folder} has no clip of the subjects asked for")
+        return Mocap(chosen)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(clip.frames for clip in self.clips))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: int) -> Sample:
+        k, frame = locate(self._ends, i)
+        sample = self.sequence(k)[frame]
+        return replace(sample, id=f"{sample.id}/{frame}")
+
+    def sequence(self, k: int) -> Sample:
+        """All frames of clip `k`: kp3d (T, 17, 3)."""
+        clip = read_clip(self.clips[k])
+        xyz = clip.h36m17[:, [clip.h36m_names.index(name) for name in H36M17_NAMES]]
+        points = Keypoints3D(xyz, torch.ones(xyz.shape[:2]), H36M17, "world")
+        return Sample(f"{clip.info.source}/{clip.info.subject}/{clip.info.id}", kp3d=points)
 
 
 def is_held_out(subject: str) -> bool:

@@ -37,7 +37,7 @@ class MPII(People):
     """One person per sample. PCKh divides by `head_sizes`, and leaves out pelvis and thorax."""
 
     head_boxes: Float[Tensor, "N 4"] | None = field(default=None, repr=False)  # pixels, x0 y0 x1 y1; NaN: not annotated
-    head_sizes: Float[Tensor, "N"] | None = field(default=None, repr=False)  # pixels, 0.6 of the rectangle's diagonal
+    head_sizes: Float[Tensor, " N"] | None = field(default=None, repr=False)  # pixels, 0.6 of the rectangle's diagonal
 
     @staticmethod
     def release(

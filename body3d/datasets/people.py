@@ -178,7 +178,7 @@ def scored(
     owners: Sequence[Hashable],
     points: Float[np.ndarray, "A J 3"],
     boxes: Float[np.ndarray, "A 4"],
-    areas: Float[np.ndarray, "A"],
+    areas: Float[np.ndarray, " A"],
     crowd: Collection[bool],
 ) -> dict[str, Any]:
     """Fields of `ScoredPeople` from all annotations: x, y, v (0, 1 hidden, 2 visible); boxes x, y, width, height."""

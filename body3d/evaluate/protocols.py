@@ -165,7 +165,7 @@ def _motion(predicted: Poses, truth: Poses) -> tuple[Figure, ...]:
 
 # ---- 2D poses ------------------------------------------------------------------------------------------------------
 def _pck2d(
-    name: str, size: Callable[[Poses], Float[Tensor, "N"]], about_size: str, threshold: float,
+    name: str, size: Callable[[Poses], Float[Tensor, " N"]], about_size: str, threshold: float,
     left_out: Sequence[str] = (),
 ) -> Callable[[Poses, Poses], tuple[Figure, ...]]:  # fmt: skip
     def figures(predicted: Poses, truth: Poses) -> tuple[Figure, ...]:
@@ -185,7 +185,7 @@ def _pck2d(
     return figures
 
 
-def _torso(truth: Poses) -> Float[Tensor, "N"]:
+def _torso(truth: Poses) -> Float[Tensor, " N"]:
     joints = _set(truth)
     ends = joints.indices(("left_shoulder", "right_hip"))
     if not (truth.conf[:, ends] > 0).all():
@@ -193,7 +193,7 @@ def _torso(truth: Poses) -> Float[Tensor, "N"]:
     return pck.torso_size(truth.points, joints)
 
 
-def _head(truth: Poses) -> Float[Tensor, "N"]:
+def _head(truth: Poses) -> Float[Tensor, " N"]:
     if "head_boxes" not in truth.extra:
         raise InputError(f"{truth.source} has no `head_boxes` (N, 4), which PCKh is relative to")
     return pck.head_size(truth.extra["head_boxes"])

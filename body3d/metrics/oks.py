@@ -26,7 +26,7 @@ def oks(
     predicted: Float[Tensor, "N J 2"],
     truth: Float[Tensor, "M J 2"],
     visible: Bool[Tensor, "M J"],
-    area: Float[Tensor, "M"],
+    area: Float[Tensor, " M"],
     joints: JointSet = COCO17,
     boxes: Float[Tensor, "M 4"] | None = None,
 ) -> Float[Tensor, "N M"]:
@@ -47,7 +47,7 @@ def oks(
 
 
 def oks_between(
-    keypoints: Float[Tensor, "N J 2"], area: Float[Tensor, "N"], joints: JointSet = COCO17
+    keypoints: Float[Tensor, "N J 2"], area: Float[Tensor, " N"], joints: JointSet = COCO17
 ) -> Float[Tensor, "N N"]:
     """Similarity of predictions with each other: all joints count, the area is the mean of the two."""
     d2 = (keypoints[:, None] - keypoints[None]).square().sum(-1)
@@ -55,7 +55,7 @@ def oks_between(
     return torch.exp(-d2 / _variances(joints, d2) / scale[..., None] / 2).mean(-1)
 
 
-def oks_nms(similarity: Float[Tensor, "N N"], score: Float[Tensor, "N"], threshold: float) -> Int[Tensor, "K"]:
+def oks_nms(similarity: Float[Tensor, "N N"], score: Float[Tensor, " N"], threshold: float) -> Int[Tensor, " K"]:
     """The predictions kept, best first: each that is not more similar than `threshold` to a better one kept."""
     kept: list[int] = []
     for n in score.argsort(descending=True, stable=True).tolist():
@@ -64,7 +64,7 @@ def oks_nms(similarity: Float[Tensor, "N N"], score: Float[Tensor, "N"], thresho
     return torch.tensor(kept, dtype=torch.long)
 
 
-def survey_map(best: Float[Tensor, "N"]) -> float:
+def survey_map(best: Float[Tensor, " N"]) -> float:
     """ "mAP" as surveys define it for people that are given: the share of people whose OKS exceeds a threshold, averaged over
     0.5, 0.55 … 0.95. It knows no scores and no false positives: it is not COCO's AP."""
     return float(np.mean([(best > t).double().mean().item() for t in OKS_THRESHOLDS]))

@@ -20,24 +20,24 @@ LIMBS: dict[str, tuple[str, str]] = {
 
 
 def correct(
-    predicted: Float[Tensor, "N J 2"], truth: Float[Tensor, "N J 2"], size: Float[Tensor, "N"], threshold: float
+    predicted: Float[Tensor, "N J 2"], truth: Float[Tensor, "N J 2"], size: Float[Tensor, " N"], threshold: float
 ) -> Bool[Tensor, "N J"]:
     """Whether each keypoint lies within `threshold` times its person's reference size (<=)."""
     return (predicted - truth).norm(dim=-1) / size[:, None] <= threshold
 
 
-def share(right: Bool[Tensor, "N J"], counted: Bool[Tensor, "N J"]) -> tuple[Float[Tensor, "J"], Float[Tensor, ""]]:
+def share(right: Bool[Tensor, "N J"], counted: Bool[Tensor, "N J"]) -> tuple[Float[Tensor, " J"], Float[Tensor, ""]]:
     """Per joint, and over all keypoints that count (so a joint weighs by how often it is annotated); NaN where none is."""
     right = (right & counted).double()
     return right.sum(0) / counted.sum(0), right.sum() / counted.sum()
 
 
-def torso_size(truth: Float[Tensor, "N J 2"], joints: JointSet) -> Float[Tensor, "N"]:
+def torso_size(truth: Float[Tensor, "N J 2"], joints: JointSet) -> Float[Tensor, " N"]:
     """Left shoulder to right hip: the "torso diameter" of PCK@0.2 on LSP and FLIC (Yang & Ramanan; Toshev & Szegedy)."""
     return (truth[:, joints.index("left_shoulder")] - truth[:, joints.index("right_hip")]).norm(dim=-1)
 
 
-def head_size(boxes: Float[Tensor, "N 4"]) -> Float[Tensor, "N"]:
+def head_size(boxes: Float[Tensor, "N 4"]) -> Float[Tensor, " N"]:
     """PCKh's reference: 0.6 of the diagonal of the head's rectangle x0 y0 x1 y1 (Andriluka et al., CVPR 2014)."""
     return HEAD_BIAS * (boxes[:, 2:] - boxes[:, :2]).norm(dim=-1)
 
@@ -46,9 +46,9 @@ def pck(
     predicted: Float[Tensor, "N J 2"],
     truth: Float[Tensor, "N J 2"],
     counted: Bool[Tensor, "N J"],
-    size: Float[Tensor, "N"],
+    size: Float[Tensor, " N"],
     threshold: float,
-) -> tuple[Float[Tensor, "J"], Float[Tensor, ""]]:
+) -> tuple[Float[Tensor, " J"], Float[Tensor, ""]]:
     """Percentage (as a fraction) of correct keypoints, per joint and overall: PCK@t with `torso_size`, PCKh@t with `head_size`.
 
     PCKh counts 14 of MPII's 16 joints: leave pelvis and thorax out of `counted`.
@@ -60,9 +60,9 @@ def pck_curve(
     predicted: Float[Tensor, "N J 2"],
     truth: Float[Tensor, "N J 2"],
     counted: Bool[Tensor, "N J"],
-    size: Float[Tensor, "N"],
+    size: Float[Tensor, " N"],
     thresholds: Sequence[float],
-) -> Float[Tensor, "T"]:
+) -> Float[Tensor, " T"]:
     """The overall PCK at each threshold; PCKh is usually drawn over 0 to 0.5."""
     return torch.stack([pck(predicted, truth, counted, size, t)[1] for t in thresholds])
 

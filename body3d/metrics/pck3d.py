@@ -51,7 +51,7 @@ def match_roots(
 
 def root_ap(
     predicted: list[Float[Tensor, "_ 3"]],
-    scores: list[Float[Tensor, "_"]],
+    scores: list[Float[Tensor, " _"]],
     truth: list[Float[Tensor, "_ 3"]],
     reach: float = 0.25,
 ) -> float:

@@ -81,7 +81,10 @@ def skeleton_views(xyz: Float[Tensor, "J 3"], joints: JointSet, size: int = 480)
     turned = torch.stack([-xyz[:, 2], xyz[:, 1], xyz[:, 0]], -1)
     middle = torch.stack([-centre[2], centre[1], centre[0]], -1)
     tiles = {}
-    for name, points, origin in (("from the camera", xyz, centre), ("from the side (camera on the right)", turned, middle)):
+    for name, points, origin in (
+        ("from the camera", xyz, centre),
+        ("from the side (camera on the right)", turned, middle),
+    ):
         tile = np.full((size, size, 3), 246, np.uint8)
         for axis in (0, 1):
             first = origin[axis].item() - size / 2 / scale

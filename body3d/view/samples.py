@@ -54,13 +54,12 @@ def _points(sample: Sample) -> tuple[JointSet, Float[Tensor, "N J 2"], Float[Ten
     if sample.kp2d is not None:
         k = sample.kp2d
         return k.joints, k.xy.reshape(-1, len(k.joints), 2), k.conf.reshape(-1, len(k.joints))
-    if sample.kp3d is None and sample.params is None:
-        raise ValueError(f"sample {sample.id} has neither keypoints nor parameters to draw")
-    if sample.kp3d is None:
+    if sample.params is not None and sample.kp3d is None:
         joints, xyz = _posed(sample.params)
         conf = torch.ones(1, len(joints))
+    elif (k := sample.kp3d) is None:
+        raise ValueError(f"sample {sample.id} has neither keypoints nor parameters to draw")
     else:
-        k = sample.kp3d
         joints, xyz, conf = k.joints, k.xyz.reshape(-1, len(k.joints), 3), k.conf.reshape(-1, len(k.joints))
         if k.frame != "world":
             return joints, xyz[..., :2], conf  # camera axes: x right, y down

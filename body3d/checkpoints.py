@@ -1,0 +1,110 @@
+"""Published checkpoints: the state_dict in them, what network it is of, and how it gets into ours."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from body3d.errors import InputError
+
+__all__ = ["load_into", "read_published", "what_network"]
+
+# Where the repositories keep the weights: VideoPose3D "model_pos", PoseAug and weigq's port "state_dict", this project "model".
+_PLACES = ("model_pos", "state_dict", "model")
+
+
+class _Ignored:
+    """Stands for what older checkpoints also pickle and no weight needs: NumPy scalars, the state of a random generator."""
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+_IGNORED = [
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    "numpy.dtype", "numpy.ndarray", "numpy.random.__RandomState_ctor",
+    *(f"numpy.random._pickle.{name}" for name in ("__randomstate_ctor", "__bit_generator_ctor")),
+    "numpy.random._mt19937.MT19937",
+]  # fmt: skip
+
+
+def read_published(path: Path | str) -> dict[str, Tensor]:
+    """The weights in a checkpoint by their names (without `module.`), on the CPU. InputError for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such checkpoint")
+    try:
+        with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the archive makes it stumble on
+        raise InputError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
+    if isinstance(content, dict):
+        content = next((content[place] for place in _PLACES if isinstance(content.get(place), dict)), content)
+        state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+        if state:
+            return state
+    raise InputError(f"{path} holds no weights")
+
+
+# A name that only one kind of network has.
+_KINDS = {
+    r"linear_stages\.0\.w1\.weight": "SimpleBaseline-3D",
+    r"linear_model\.w1": "SimpleBaseline-3D in TensorFlow's names",
+    r"(BA|BL|RT)process\..*": "PoseAug's generators",
+    r"kcs_path_1\..*": "PoseAug's 3D discriminator",
+    r"pose_layer_1\.weight": "PoseAug's 2D discriminator",
+    r"(.*\.)?expand_conv\.weight": "VideoPose3D's temporal network",
+    r"gconv_input\..*": "SemGCN",
+    r"stgcn\..*": "ST-GCN",
+    r"(.*\.)?hgs?\.0\..*": "a stacked hourglass",
+    r"(.*\.)?stage2\.0\.fuse_layers\..*": "HRNet",
+    r"(.*\.)?cpm_stages\.0\..*": "a convolutional pose machine in mmpose's names",
+    r"(.*\.)?Mconv1_stage2\..*": "the released convolutional pose machine",
+    r"(.*\.)?mlp_head_x\..*": "SimCC",
+    r"(.*\.)?flow(_model)?\.t\.0\..*": "a regression with RLE",
+    r"(.*\.)?deconv_layers\.0\.weight": "SimpleBaseline (a ResNet with deconvolutions)",
+    r"(.*\.)?layer1\.0\.conv1\.weight": "a network on images (ResNet)",
+}
+
+
+def what_network(state: Mapping[str, Tensor]) -> str:
+    """What the weights are of, in words: a name where it is known, else the first of their names."""
+    for pattern, kind in _KINDS.items():
+        if any(re.fullmatch(pattern, key) for key in state):
+            return kind
+    return f"a network with {len(state)} entries ({', '.join(list(state)[:3])} …)"
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
+    """Put all of `state`, read from `path` and renamed to our names, into all of `module`.
+
+    InputError if names are missing or left over, or if shapes differ: it names the first five of each. Counts of batches may be
+    missing: older checkpoints have none.
+    """
+    ours = module.state_dict()
+    missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in ours]
+    shapes = [
+        f"{key} is {_size(value)}, not {_size(ours[key])}"
+        for key, value in state.items()
+        if key in ours and value.shape != ours[key].shape
+    ]
+    wrong = {"missing": missing, "not known": extra, "of another size": shapes}
+    if any(wrong.values()):
+        words = "; ".join(f"{what}: {_first_five(names)}" for what, names in wrong.items() if names)
+        raise InputError(f"{path} holds {what_network(state)}, not what was asked for ({words})")
+    module.load_state_dict(state, strict=False)
+
+
+def _size(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "one number"
+
+
+def _first_five(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
