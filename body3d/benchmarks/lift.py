@@ -151,7 +151,15 @@ def standard(configs: Path) -> list[Trained]:
     baseline, poseaug, temporal = (run for run in runs.values() if isinstance(run, LifterRun))
     return [
         Trained("SimpleBaseline", baseline),
-        Trained("SimpleBaseline, 16 joints", replace(baseline, joints=H36M16)),
+        # As long as PoseAug's.
+        Trained(
+            "SimpleBaseline, 16 joints",
+            replace(
+                baseline,
+                joints=H36M16,
+                plan=replace(baseline.plan, epochs=poseaug.plan.epochs, schedule=poseaug.plan.schedule),
+            ),
+        ),
         Trained("SimpleBaseline + PoseAug, 16 joints", poseaug),
         Trained("VideoPose3D, 27 frames", temporal),
     ]

@@ -32,7 +32,7 @@ def data(args: Data) -> int:
     if args.name not in SETS:
         raise InputError(f"there is no data set {args.name!r}; there are {', '.join(SETS)}")
     chosen = SETS[args.name]
-    print(f"{chosen.title} in {args.path} (licence: {chosen.licence})")
+    print(f"{chosen.title} in {args.path} (licence: {chosen.licence}; from {chosen.source})")
     if not args.path.is_dir():
         raise InputError(f"{args.path}: there is no such folder; {chosen.title} comes from {chosen.source}")
     opened, broken = None, False

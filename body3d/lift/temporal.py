@@ -5,8 +5,9 @@ training", CVPR 2019. The modules bear the published names, so that released che
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -60,30 +61,41 @@ class VideoPose3D(nn.Module):
         """The pose of every whole window in T frames."""
         if xy.shape[1] < self.frames:
             raise ValueError(f"{xy.shape[1]} frames are fewer than the {self.frames} that the network sees at once")
-        return self._run(xy, strided=False)
+        x = self.active(self.expand_bn(self.expand_conv(xy.flatten(2).mT)))
+        dilation = self.widths[0]
+        for width, wide, narrow in self._blocks():
+            y = nn.functional.conv1d(x, wide[0].weight, dilation=dilation)
+            y = self.active(narrow[1](narrow[0](self.active(wide[1](y)))))
+            x = x[..., self._frame(width) * dilation :][..., : y.shape[-1]] + y
+            dilation *= width
+        return self.shrink(x).mT.unflatten(-1, (-1, 3))
 
     def strided(self, xy: Float[Tensor, "B T J 2"]) -> Float[Tensor, "B N O 3"]:
         """The pose of each of the windows that lie end to end in T frames."""
         if xy.shape[1] % self.frames:
             raise ValueError(f"{xy.shape[1]} frames are no multiple of the {self.frames} that the network sees at once")
-        return self._run(xy, strided=True)
+        # Every frame is a row. A convolution whose stride is its width is a matrix product of `width` rows laid end to end.
+        x = self.active(self.expand_bn(_join_rows(self.expand_conv, xy.flatten(2).flatten(0, 1))))
+        for width, wide, narrow in self._blocks():
+            y = self.active(wide[1](_join_rows(wide[0], x)))
+            x = x.unflatten(0, (-1, width))[:, self._frame(width)] + self.active(narrow[1](_join_rows(narrow[0], y)))
+        return _join_rows(self.shrink, x).unflatten(-1, (-1, 3)).unflatten(0, (len(xy), -1))
 
-    def _run(self, xy: Tensor, strided: bool) -> Tensor:
-        convolve = lambda conv, x, dilation: nn.functional.conv1d(
-            x, conv.weight, stride=conv.kernel_size if strided else 1, dilation=1 if strided else dilation
-        )
-        x = self.active(self.expand_bn(convolve(self.expand_conv, xy.flatten(2).mT, 1)))
-        dilation = self.widths[0]
-        for i, width in enumerate(self.widths[1:]):
-            wide, narrow = self.layers_conv[2 * i : 2 * i + 2]
-            y = self.active(self.layers_bn[2 * i](convolve(wide, x, dilation)))
-            y = self.active(self.layers_bn[2 * i + 1](convolve(narrow, y, 1)))
-            # The skip carries the frame that the pose is of: the middle or the last of what the wide convolution saw.
-            step, first = (width, width // 2) if strided else (1, width // 2 * dilation)
-            first *= 2 if self.causal else 1
-            x = x[..., first::step][..., : y.shape[-1]] + y
-            dilation *= width
-        return self.shrink(x).mT.unflatten(-1, (-1, 3))
+    def _blocks(self) -> Iterator[tuple[int, tuple[nn.Conv1d, nn.Module], tuple[nn.Conv1d, nn.Module]]]:
+        """Of each block its width, and both convolutions with their batch norms."""
+        pairs = [(cast(nn.Conv1d, conv), norm) for conv, norm in zip(self.layers_conv, self.layers_bn, strict=True)]
+        for width, wide, narrow in zip(self.widths[1:], pairs[::2], pairs[1::2], strict=True):
+            yield width, wide, narrow
+
+    def _frame(self, width: int) -> int:
+        """Which of the frames that a wide convolution sees the skip carries: the one that the pose is of."""
+        return width - 1 if self.causal else width // 2
+
+
+def _join_rows(conv: nn.Conv1d, x: Float[Tensor, "R C"]) -> Float[Tensor, "S D"]:
+    """The convolution with its width as stride, over rows."""
+    weight = conv.weight.permute(0, 2, 1).flatten(1)
+    return nn.functional.linear(x.reshape(-1, weight.shape[1]), weight, conv.bias)
 
 
 def pad_ends(xy: Float[Tensor, "*B T J D"], frames: int, causal: bool = False) -> Float[Tensor, "*B S J D"]:
