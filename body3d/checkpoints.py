@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from body3d.errors import InputError
 
-__all__ = ["load_into", "read_published", "what_network"]
+__all__ = ["load_headed", "load_imagenet", "load_into", "read_published", "to_headed", "what_network"]
 
-# Where the repositories keep the weights: VideoPose3D "model_pos", PoseAug and weigq's port "state_dict", this project "model".
-_PLACES = ("model_pos", "state_dict", "model")
+# Where the repositories keep the weights: VideoPose3D "model_pos", PoseAug and weigq's port "state_dict", this project "model",
+# 3DMPPE "network".
+_PLACES = ("model_pos", "state_dict", "model", "network")
 
 
 class _Ignored:
@@ -62,6 +63,10 @@ _KINDS = {
     r"(.*\.)?expand_conv\.weight": "VideoPose3D's temporal network",
     r"gconv_input\..*": "SemGCN",
     r"stgcn\..*": "ST-GCN",
+    r"(.*\.)?backbone\.pos_embed": "a vision transformer (ViTPose)",
+    r"(.*\.)?keypoint_token": "TokenPose",
+    r"(.*\.)?(fc_coord_)?output_branches\.0\..*": "Poseur",
+    r"(.*\.)?tokenizer\.codebook": "PCT's tokenizer",
     r"(.*\.)?hgs?\.0\..*": "a stacked hourglass",
     r"(.*\.)?stage2\.0\.fuse_layers\..*": "HRNet",
     r"(.*\.)?cpm_stages\.0\..*": "a convolutional pose machine in mmpose's names",
@@ -100,6 +105,50 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str) 
         words = "; ".join(f"{what}: {_first_five(names)}" for what, names in wrong.items() if names)
         raise InputError(f"{path} holds {what_network(state)}, not what was asked for ({words})")
     module.load_state_dict(state, strict=False)
+
+
+# What published names begin with: mmpose's backbone and head (and parts of a head), AlphaPose's and RLE's backbone.
+_BEFORE = re.compile(r"(backbone|preact|(keypoint_)?head(\.(deconv_head|simplebaseline_head))?)\.")
+# Constants of a method that some files hold; ours are not weights.
+_CONSTANTS = re.compile(r"(.*\.)?(linspace_[xy]|flow_model\.(loc|cov))")
+
+
+def to_headed(state: Mapping[str, Tensor], head: nn.Module) -> dict[str, Tensor]:
+    """Published names as those of a trunk with a head on it: `trunk.` and `head.` before the names that both have by themselves.
+
+    The repositories' own prefixes go, and a `final_layer` is the whole head where `head` is one layer. Names that are so already,
+    as this project writes them, stay.
+    """
+    if all(re.match(r"(net\.)?(trunk|head)\.", key) for key in state) and any("trunk." in key for key in state):
+        return {key.removeprefix("net."): value for key, value in state.items()}
+    own, renamed = head.state_dict(), {}
+    for key, value in state.items():
+        if _CONSTANTS.fullmatch(key):
+            continue
+        name = _BEFORE.sub("", key, count=1) if _BEFORE.match(key) else key
+        name = name.replace("loss_module.flow_model.", "flow.")
+        if name not in own:
+            name = name.removeprefix("final_layer.") if name.removeprefix("final_layer.") in own else f"trunk.{name}"
+        renamed[name if name.startswith("trunk.") else f"head.{name}"] = value
+    return renamed
+
+
+def load_headed(module: nn.Module, path: Path | str) -> None:
+    """Fill a trunk with a head (`posenet.Headed`) from a checkpoint of its authors, of mmpose, or of this project.
+
+    InputError as of `load_into`.
+    """
+    load_into(module, to_headed(read_published(path), module.get_submodule("head")), path)
+
+
+def load_imagenet(trunk: nn.Module, path: Path | str, new: str = "deconv_layers.") -> None:
+    """Start a trunk from weights of a classifier, such as torchvision's, whose own last layers are left out.
+
+    What begins with `new` stays as it is. InputError if anything else is missing, or has another shape.
+    """
+    state, ours = read_published(path), trunk.state_dict()
+    kept = {key: value for key, value in ours.items() if key.startswith(new)}
+    load_into(trunk, kept | {key: value for key, value in state.items() if key in ours}, path)
 
 
 def _size(value: Tensor) -> str:

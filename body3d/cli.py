@@ -15,21 +15,26 @@ import tyro
 
 from body3d.commands.bench import Bench, bench
 from body3d.commands.data import Data, data
+from body3d.commands.detect import Detect, detect
 from body3d.commands.evaluate import Evaluate, evaluate
 from body3d.commands.fit import Fit, fit
 from body3d.commands.lift import Lift, lift
 from body3d.commands.shared import BAD_INPUT, DONE, complain
+from body3d.commands.train import Train, train
 from body3d.commands.train_lifter import TrainLifter, train_lifter
 from body3d.commands.view import View, view
 from body3d.commands.weights import Weights, weights
 from body3d.errors import InputError, MissingExtra
 
 COMMANDS: dict[type, Callable] = {
-    Fit: fit, Lift: lift, TrainLifter: train_lifter, Evaluate: evaluate, View: view, Data: data, Weights: weights, Bench: bench,
+    Fit: fit, Detect: detect, Lift: lift, Train: train, TrainLifter: train_lifter, Evaluate: evaluate, View: view, Data: data,
+    Weights: weights, Bench: bench,
 }  # fmt: skip
 Command = (
     Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Detect, tyro.conf.subcommand("detect")]
     | Annotated[Lift, tyro.conf.subcommand("lift")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[TrainLifter, tyro.conf.subcommand("train-lifter")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[View, tyro.conf.subcommand("view")]

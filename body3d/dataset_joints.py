@@ -57,6 +57,17 @@ _FLIC_BODY = (
 )  # fmt: skip
 FLIC11 = tree("flic11", (*_FLIC_BODY, "left_eye<nose", "right_eye<nose", "nose"))
 FLIC9 = tree("flic9", (*_FLIC_BODY, "nose"))  # without the eyes: eight limb joints and the head, as papers score it
+# The order of the network that was released with Convolutional Pose Machines, for MPII and LSP.
+CPM14 = tree(
+    "cpm14",
+    (
+        "head_top<upper_neck", "upper_neck",
+        "right_shoulder<upper_neck", "right_elbow<right_shoulder", "right_wrist<right_elbow",
+        "left_shoulder<upper_neck", "left_elbow<left_shoulder", "left_wrist<left_elbow",
+        "right_hip<upper_neck", "right_knee<right_hip", "right_ankle<right_knee",
+        "left_hip<upper_neck", "left_knee<left_hip", "left_ankle<left_knee",
+    ),
+)  # fmt: skip
 
 # AI Challenger, with the sigmas that mmpose derived from its annotations.
 AIC14 = tree(

@@ -1,26 +1,66 @@
-"""From an image to fitted people, and from fitted people to the files that the command line promises."""
+"""From images to fitted people: what is seen in each photo, then one fit for the people of many."""
 
-import platform
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-import body3d
-from body3d.body.definitions import H36M17_ON_BODY, MEDIAPIPE_ON_BODY, mixing_matrix, mixtures
+from body3d.body.definitions import MEDIAPIPE_ON_BODY, Mixture
 from body3d.body.model import BodyModel
 from body3d.body.priors import MaxMixturePrior
 from body3d.camera import Camera
 from body3d.errors import InputError
-from body3d.fit.smplifyx import Options, fit
-from body3d.skeletons import H36M17
-from body3d.types import Detections, FitResult, Keypoints3D
+from body3d.fit.checks import focal_warning
+from body3d.fit.inside import inspected
+from body3d.fit.photos import COMMON, FOCALS, focal_costs, in_photo, to_common
+from body3d.fit.smplifyx import Given3D, Options, fit
+from body3d.types import Detections, FitResult, Keypoints2D
+
+__all__ = [
+    "How",
+    "Reconstruction",
+    "Seen",
+    "choose_camera",
+    "fit_seen",
+    "largest_first",
+    "load_bodies",
+    "reconstruct",
+    "see",
+]
 
 BODY_KINDS = ("open", "smpl", "smplh", "smplx")
+GENDERS = ("neutral", "male", "female")
+Method = Literal["body3d", "smplify", "smplifyx"]
+
+
+@dataclass(frozen=True)
+class How:
+    """How people are fitted, the same for all images of a run."""
+
+    method: Method = "body3d"
+    prior: MaxMixturePrior | None = None  # in place of the shipped pose prior
+    options: Options = field(default_factory=Options)
+    lifter: bool = True  # the shipped lifter's 3D joints are a term of the fit, and a start
+    height: float | None = None  # metres, of everybody
+    collisions: bool = True  # a body that passes through itself is moved apart
+    search_focal: bool = False  # of a photo whose focal length is a guess
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photo, its camera and the people that were detected in it."""
+
+    image: np.ndarray  # (H, W, 3) uint8, upright
+    source: Path | None
+    camera: Camera
+    focal_source: str
+    detections: Detections
+    on_body: dict[str, Mixture]  # where the detector's points lie on the body
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -30,22 +70,61 @@ class Reconstruction:
     image: np.ndarray  # (H, W, 3) uint8, upright
     source: Path | None  # the photo's file
     people: list[FitResult]  # largest person first
-    model: BodyModel
+    models: list[BodyModel]  # of each person
     seconds: dict[str, float]  # detect, lift, fit
     focal_source: str
+    how: How
+    genders: list[dict[str, float]] = field(
+        default_factory=list
+    )  # of each person, the cost with each gender that was tried
 
 
-def load_body(kind: str = "open", path: Path | None = None, device: str = "cpu") -> BodyModel:
-    """The embedded open body, or a file of the user's own."""
+# ---- bodies --------------------------------------------------------------------------------------------------------
+def load_bodies(
+    kind: str = "open", path: Path | None = None, gender: str = "neutral", device: str = "cpu"
+) -> dict[str, BodyModel]:
+    """The body models to fit, by gender: the embedded open body, or files of the user's own.
+
+    `path` is a file, or a folder of published files such as SMPLX_NEUTRAL.npz; `gender` "auto" takes all genders that it holds.
+    """
     if kind not in BODY_KINDS:
         raise InputError(f"unknown body {kind!r}; there are {', '.join(BODY_KINDS)}")
     if kind == "open" and path is None:
-        return BodyModel.open().to(device)
+        if gender != "neutral":
+            raise InputError(
+                f"--gender {gender}: the open body has one shape space for everybody; genders are for --body smpl, smplh, smplx"
+            )
+        return {"neutral": BodyModel.open().to(device)}
     if path is None:
         raise InputError(f"--body {kind} needs --model-path FILE: the {kind.upper()} file that you registered for")
-    return BodyModel.load(path, None if kind == "open" else kind).to(device)
+    load = lambda file: BodyModel.load(file, None if kind == "open" else kind).to(device)
+    if not path.is_dir():
+        if gender == "auto":
+            raise InputError(
+                f"--gender auto needs a folder as --model-path, with a file for each gender; {path} is one file"
+            )
+        return {gender: load(path)}
+    found = {g: files for g in GENDERS if (files := _model_files(path, kind, g))}
+    wanted = list(found) if gender == "auto" else [gender]
+    if not found or any(g not in found for g in wanted):
+        there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise InputError(
+            f"{path} holds no {kind.upper()} file of gender {gender} (such as {kind.upper()}_NEUTRAL.npz); it holds {there}"
+        )
+    return {g: load(found[g][0]) for g in wanted}
 
 
+def _model_files(folder: Path, kind: str, gender: str) -> list[Path]:
+    """Published names: SMPLX_MALE.npz, SMPLH_male.pkl, basicModel_f_lbs_10_207_0_v1.0.0.pkl, female/model.npz."""
+    letter = f"_{gender[0]}_"
+    files = [p for p in sorted(folder.rglob("*")) if p.suffix in (".npz", ".pkl") and p.is_file()]
+    words = lambda p: str(p.relative_to(folder)).lower().replace("female", "fem@le")
+    wanted = gender.replace("female", "fem@le")
+    named = [p for p in files if wanted in words(p) and (kind + "_" in p.name.lower() or p.name.startswith("model."))]
+    return named or [p for p in files if kind == "smpl" and p.name.lower().startswith("basicmodel" + letter)]
+
+
+# ---- seeing --------------------------------------------------------------------------------------------------------
 def choose_camera(
     size: tuple[int, int], focal: float | None, fov: float | None, exif_focal: float | None
 ) -> tuple[Camera, str]:
@@ -66,63 +145,34 @@ def choose_camera(
         raise InputError(str(error)) from None
 
 
-def reconstruct(
+def see(
     image: str | Path | np.ndarray,
-    body: BodyModel | None = None,
     detections: Detections | None = None,
     focal: float | None = None,
     fov: float | None = None,
     max_people: int | None = None,
     device: str = "cpu",
-    prior: MaxMixturePrior | None = None,
-    options: Options = Options(),
-) -> list[FitResult]:
-    """The people of an image, largest first, each a posed body in camera space (an empty list if nobody is found).
+) -> Seen:
+    """Read an image, choose its camera and find its people, largest first. `detections` replaces the embedded detector.
 
-    `image` is a path or an RGB array (H, W, 3) uint8. `detections` replaces the embedded detector, `prior` the shipped pose
-    prior. Raises InputError for an image that cannot be read.
+    Raises InputError for an image that cannot be read.
     """
-    return reconstruct_image(image, body, detections, focal, fov, max_people, device, prior, options).people
-
-
-def reconstruct_image(
-    image: str | Path | np.ndarray,
-    body: BodyModel | None = None,
-    detections: Detections | None = None,
-    focal: float | None = None,
-    fov: float | None = None,
-    max_people: int | None = None,
-    device: str = "cpu",
-    prior: MaxMixturePrior | None = None,
-    options: Options = Options(),
-) -> Reconstruction:
-    """As `reconstruct`, with the image, the model and the timings."""
     from body3d.images import exif_focal_px, read_image
 
-    exif = None
-    path = None
+    exif = path = None
     if not isinstance(image, np.ndarray):
         path = Path(image)
         image = read_image(path)
         exif = exif_focal_px(path, image.shape[:2])
     camera, source = choose_camera(image.shape[:2], focal, fov, exif)
-    camera = camera.to(device)
-    model = body or load_body(device=device)
-
     began = time.perf_counter()
-    embedded = detections is None
+    on_body: dict[str, Mixture] = {}
     if detections is None:
         from body3d.detect.embedded import detect_embedded
 
-        detections = detect_embedded(image, max_people)
-    detections = largest_first(detections, max_people).to(device)
-    detected = time.perf_counter()
-    people = []
-    if len(detections):
-        on_body = MEDIAPIPE_ON_BODY if embedded else None
-        people = fit(model, detections.keypoints, camera, detections.world, prior, options, on_body)
-    seconds = {"detect": detected - began, "lift": 0.0, "fit": time.perf_counter() - detected}
-    return Reconstruction(image, path, people, model, seconds, source)
+        detections, on_body = detect_embedded(image, max_people), MEDIAPIPE_ON_BODY
+    found = largest_first(detections, max_people).to(device)
+    return Seen(image, path, camera.to(device), source, found, on_body, time.perf_counter() - began)
 
 
 def largest_first(detections: Detections, max_people: int | None = None) -> Detections:
@@ -132,96 +182,144 @@ def largest_first(detections: Detections, max_people: int | None = None) -> Dete
     return detections[order[:max_people]]
 
 
-def h36m17(model: BodyModel, body_keypoints: Keypoints3D) -> Tensor:
-    """Human3.6M's 17 joints of a posed body, (*B, 17, 3)."""
-    found = mixtures(model.keypoints, H36M17, H36M17_ON_BODY)
-    return mixing_matrix(found, model.keypoints.names).to(body_keypoints.xyz) @ body_keypoints.xyz
+# ---- fitting -------------------------------------------------------------------------------------------------------
+def reconstruct(
+    image: str | Path | np.ndarray,
+    body: BodyModel | None = None,
+    detections: Detections | None = None,
+    focal: float | None = None,
+    fov: float | None = None,
+    max_people: int | None = None,
+    device: str = "cpu",
+    how: How = How(),
+) -> list[FitResult]:
+    """The people of an image, largest first, each a posed body in camera space (an empty list if nobody is found).
+
+    `image` is a path or an RGB array (H, W, 3) uint8; `detections` replaces the embedded detector, `body` the open body. Raises
+    InputError for an image that cannot be read.
+    """
+    seen = see(image, detections, focal, fov, max_people, device)
+    models = load_bodies(device=device) if body is None else {"neutral": body.to(device)}
+    return fit_seen([seen], models, how)[0].people
 
 
-def person_arrays(result: FitResult, model: BodyModel) -> dict[str, np.ndarray]:
-    """What `person_N.npz` holds: see docs/architecture.md, "Results"."""
-    pose = dict(zip(model.joints.names, result.params.pose, strict=True))
-    rows = lambda names: torch.stack([pose.get(n, result.params.transl.new_zeros(3)) for n in names]).flatten()
-    hand = lambda side: [f"{side}_{f}{k}" for f in ("index", "middle", "pinky", "ring", "thumb") for k in (1, 2, 3)]
-    from body3d.skeletons import SMPLX55
-
-    expression = result.params.expression
-    points = result.body.joints
-    arrays = {
-        "betas": result.params.shape,
-        "expression": result.params.transl.new_zeros(10) if expression is None else expression,
-        "global_orient": result.params.pose[0],
-        "body_pose": rows(SMPLX55.names[1:22]),
-        "left_hand_pose": rows(hand("left")),
-        "right_hand_pose": rows(hand("right")),
-        "jaw_pose": rows(["jaw"]),
-        "leye_pose": rows(["left_eye_smplhf"]),
-        "reye_pose": rows(["right_eye_smplhf"]),
-        "transl": result.params.transl,
-        "K": result.camera.K,
-        "joints3d": points.xyz,
-        "h36m17": h36m17(model, points),
-        "vertices": result.body.mesh.verts,
-        "faces": result.body.mesh.faces,
-        "keypoints2d": torch.cat([result.keypoints.xy, result.keypoints.conf[..., None]], -1),
-    }
-    out = {name: value.detach().cpu().numpy() for name, value in arrays.items()}
-    out["joint_names"] = np.array(points.joints.names)
-    out["keypoint_names"] = np.array(result.keypoints.joints.names)
-    out["model"] = np.array(model.kind)
-    if model.expression_names:
-        out["expression_names"] = np.array(model.expression_names[: len(out["expression"])])
-    return out
+def fit_seen(photos: Sequence[Seen], models: dict[str, BodyModel], how: How = How()) -> list[Reconstruction]:
+    """One fit for the people of all photos, whatever their cameras. With several models each person gets the best one's body."""
+    found = [_searched(p, models, how) if how.search_focal else p for p in photos]
+    out: list[Reconstruction | None] = [None] * len(found)
+    # Photos whose detections speak of other joints, or that have a detector's 3D where others have not, are fitted apart.
+    kinds: dict[tuple, list[int]] = {}
+    for i, photo in enumerate(found):
+        d = photo.detections
+        kinds.setdefault((d.keypoints.joints.name, d.world is None, not photo.on_body), []).append(i)
+    for indices in kinds.values():
+        for i, done in zip(indices, _fit_alike([found[i] for i in indices], models, how), strict=True):
+            out[i] = done
+    return [done for done in out if done is not None]
 
 
-def report(done: Reconstruction, command: str, seconds: dict[str, float]) -> dict:
-    """What `report.json` holds."""
-    rounded = lambda v: None if v is None or not np.isfinite(v) else round(v, 4)
-    return {
-        "people": [
-            {
-                "terms": {name: rounded(v) for name, v in p.terms.items()},
-                "reprojection_px": rounded(p.reprojection_px),
-                "iterations": p.iterations,
-                "converged": p.converged,
-                "ambiguity": rounded(p.ambiguity),
-                "start": p.start,
-                "warnings": list(p.warnings),
-            }
-            for p in done.people
-        ],
-        "image": None if done.source is None else str(done.source.resolve()),
-        "image_size": {"height": done.image.shape[0], "width": done.image.shape[1]},
-        "focal_px": rounded(done.people[0].camera.K[0, 0].item()),
-        "focal_source": done.focal_source,
-        "body": done.model.kind,
-        "seconds": {name: round(s, 3) for name, s in seconds.items()},
-        "versions": {
-            "body3d": body3d.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "command": command,
-    }
-
-
-def write_results(done: Reconstruction, folder: Path, command: str | None = None) -> dict:
-    """All files of one image into `folder`; returns the report. Nothing is left half written."""
-    from body3d.atomic import staged
-    from body3d.export import save_glb, save_json, save_npz, save_obj
-    from body3d.images import write_image
-    from body3d.view.render import PALETTE, overlay
-
+def _fit_alike(photos: Sequence[Seen], models: dict[str, BodyModel], how: How) -> list[Reconstruction]:
+    counts = [len(p.detections) for p in photos]
+    if not sum(counts):
+        return [_nobody(p, how) for p in photos]
+    # People are seen by the same camera, whatever the photo's: rays are what counts.
+    keypoints = _cat([to_common(p.detections.keypoints, p.camera) for p in photos])
+    worlds = [p.detections.world for p in photos]
+    world = (
+        None
+        if worlds[0] is None
+        else replace(
+            worlds[0], xyz=torch.cat([w.xyz for w in worlds if w]), conf=torch.cat([w.conf for w in worlds if w])
+        )
+    )
     began = time.perf_counter()
-    with staged(folder, replaces="person_*") as draft:
-        for n, person in enumerate(done.people):
-            save_npz(draft / f"person_{n}.npz", person_arrays(person, done.model))
-            save_glb(draft / f"person_{n}.glb", person.body.mesh, tuple(PALETTE[n % len(PALETTE)].tolist()))
-            save_obj(draft / f"person_{n}.obj", person.body.mesh)
-        drawn = overlay(done.image, [p.body.mesh for p in done.people], done.people[0].camera)
-        write_image(draft / "overlay.png", drawn)
-        seconds = done.seconds | {"write": time.perf_counter() - began}
-        out = report(done, command or " ".join(sys.argv), seconds)
-        save_json(draft / "report.json", out)
+    given = _lifted(keypoints) if how.lifter and how.method == "body3d" else []
+    lifted = time.perf_counter()
+    tried = {g: _method(model, keypoints, photos, world, given, how) for g, model in models.items()}
+    seconds = time.perf_counter() - lifted
+    costs = {g: [sum(r.terms.values()) for r in results] for g, results in tried.items()}
+    out, first = [], 0
+    for photo, count in zip(photos, counts, strict=True):
+        if not count:
+            out.append(_nobody(photo, how))
+            continue
+        best = [min(models, key=lambda g: costs[g][first + n]) for n in range(count)]
+        people = [
+            in_photo(tried[g][first + n], photo.camera, photo.detections.keypoints[n], focal_warning(photo.camera))
+            for n, g in enumerate(best)
+        ]
+        people = [inspected(p, models[g], how.collisions) for p, g in zip(people, best, strict=True)]
+        share = count / sum(counts)
+        times = {"detect": photo.seconds, "lift": (lifted - began) * share, "fit": seconds * share}
+        genders = [{g: costs[g][first + n] for g in models} for n in range(count)]
+        out.append(
+            Reconstruction(
+                photo.image, photo.source, people, [models[g] for g in best], times, photo.focal_source, how, genders
+            )
+        )
+        first += count
     return out
+
+
+def _method(
+    model, keypoints: Keypoints2D, photos: Sequence[Seen], world, given: Sequence[Given3D], how: How
+) -> list[FitResult]:
+    on_body = photos[0].on_body
+    if how.method == "body3d":
+        return fit(model, keypoints, COMMON, world, how.prior, how.options, on_body, given, how.height)
+    from body3d.fit.starts import FACING
+
+    # The published methods count pixels: each photo's own.
+    if how.method == "smplify":
+        from body3d.fit.smplify import smplify, sphere_penetration
+
+        penetration = sphere_penetration(model) if how.collisions else None
+        run = lambda k, c, o: smplify(model, k, c, how.prior, penetration, on_body=on_body, orient=o)
+    else:
+        from body3d.fit.published import mixture_pose
+        from body3d.fit.smplifyx_published import cone_penetration, smplifyx
+
+        pose = mixture_pose(model, how.prior or MaxMixturePrior.shipped())
+        penetration = cone_penetration(model) if how.collisions else None
+        run = lambda k, c, o: smplifyx(model, k, c, pose, penetration, on_body=on_body, orient=o)
+    upright = torch.tensor([FACING]).to(keypoints.xy)
+    return [
+        result
+        for p in photos
+        if len(p.detections)
+        for result in run(p.detections.keypoints, p.camera, upright.expand(len(p.detections), -1))
+    ]
+
+
+def _lifted(keypoints: Keypoints2D) -> list[Given3D]:
+    """The shipped lifter's 3D of everybody, with its deviations."""
+    from body3d.lift.embedded import embedded_lifter, lift
+
+    lifted = lift(embedded_lifter().to(keypoints.xy.device), keypoints, COMMON.to(keypoints.xy.device))
+    return [Given3D(lifted.body, lifted.sigma, "lifter")]
+
+
+def _cat(parts: Sequence[Keypoints2D]) -> Keypoints2D:
+    return Keypoints2D(torch.cat([p.xy for p in parts]), torch.cat([p.conf for p in parts]), parts[0].joints)
+
+
+def _nobody(photo: Seen, how: How) -> Reconstruction:
+    return Reconstruction(
+        photo.image, photo.source, [], [], {"detect": photo.seconds, "lift": 0.0, "fit": 0.0}, photo.focal_source, how
+    )
+
+
+def _searched(photo: Seen, models: dict[str, BodyModel], how: How) -> Seen:
+    """The photo with the focal length of least cost, where it is a guess and more than one person is there to tell."""
+    if not photo.focal_source.startswith("guess"):
+        return photo
+    if len(photo.detections) < 2:
+        return replace(photo, focal_source=f"{photo.focal_source} (a search needs several people)")
+    focals = [ratio * max(photo.camera.size) for ratio in FOCALS]
+    keypoints = photo.detections.keypoints
+    costs = focal_costs(next(iter(models.values())), keypoints, photo.camera, focals, how.options)
+    best = int(costs.argmin())
+    spread = (costs.max() / costs.min() - 1).item()
+    camera = Camera.guess(photo.camera.size, focals[best]).to(photo.camera.K.device)
+    source = f"search: {focals[best]:.0f} px of {len(focals)} tried, which differ by {spread:.0%} in cost"
+    return replace(photo, camera=camera, focal_source=source)

@@ -3,10 +3,11 @@
 A `Task` says what is trained: its networks, its data, its losses, its figure of merit. A `Plan` says how: epochs, learning rate
 and schedule, optimiser, averaging, precision. `train` does the rest, the same way for all:
 
-* on one processor or many and in mixed precision, through accelerate (`accelerate launch scripts/train_lifter.py ...`);
+* on one processor or many and in mixed precision, through accelerate (`accelerate launch scripts/train.py ...`);
 * a checkpoint after every epoch, written whole or not at all; a run that was killed goes on from it to the same numbers,
   because the state of every random generator is part of it;
-* a folder per run: `run.json` (task, plan, commit, versions), `log.csv`, `curves.png`, `last.pt`, `best.pt`.
+* a folder per run: `run.json` (task, plan, commit, versions), `log.csv`, `curves.png`, `last.pt`, `best.pt`, and `samples.png`
+  where the task draws one.
 """
 
 import csv
@@ -17,10 +18,13 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -31,6 +35,11 @@ from body3d.errors import InputError, MissingExtra
 __all__ = ["Constant", "Cosine", "Exponential", "Linear", "Plan", "Steps", "Task", "read_checkpoint", "train"]
 
 LAST, BEST = "last.pt", "best.pt"
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "rmsprop": torch.optim.RMSprop,
+}
 Log = list[dict[str, float | int]]  # a row per epoch
 
 
@@ -75,12 +84,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class Steps:
-    """Multiplied by `factor` at each of the epochs `at`."""
+    """Multiplied by `factor` at each of the epochs `at`, after a linear warm-up."""
 
     at: tuple[int, ...]
     factor: float = 0.1
+    warmup: float = 0.0
 
     def __call__(self, epoch: float) -> float:
+        if epoch < self.warmup:
+            return epoch / self.warmup
         return self.factor ** sum(epoch >= e for e in self.at)
 
 
@@ -90,7 +102,7 @@ class Plan:
     epochs: int
     lr: float
     schedule: Callable[[float], float] = Constant()
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
     weight_decay: float = 0.0
     clip_norm: float | None = None  # of the gradient of all of an optimiser's parameters
     ema: float | None = None  # validate and keep an exponential average of the weights with this decay per step
@@ -119,6 +131,15 @@ class Task(ABC):
     @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Figures of the main module (or its average); the first is the one by which the best is chosen, less is better."""
+
+    def groups(self, name: str) -> list[dict[str, Any]]:
+        """The parameters of a module in groups: of each "params" and, where they differ from the plan's, "weight_decay" and
+        "scale", by which the learning rate is multiplied."""
+        return [{"params": list(self.modules[name].parameters())}]
+
+    def picture(self, model: nn.Module) -> UInt8[np.ndarray, "H W 3"] | None:
+        """What the main module (or its average) makes of some examples, drawn after every epoch; None: nothing to draw."""
+        return None
 
     def step(self, batch: Any, update: "Update") -> dict[str, Tensor]:
         """One step of training. A task whose modules take turns (an adversary, say) overrides it."""
@@ -164,13 +185,10 @@ def train(
     accelerator = Accelerator(cpu=cpu, mixed_precision=plan.precision)
     rank, device = accelerator.process_index, accelerator.device
 
-    optimise = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer]
     task.modules.to(device)
     plain = dict(task.modules.items())
-    optimizers = {
-        name: optimise(module.parameters(), lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
-        for name, module in plain.items()
-    }
+    optimise = _OPTIMIZERS[plan.optimizer]
+    optimizers = {name: optimise(task.groups(name), lr=plan.lr, weight_decay=plan.weight_decay) for name in plain}
     average = None
     if plan.ema is not None:
         average = AveragedModel(plain[task.main], multi_avg_fn=get_ema_multi_avg_fn(plan.ema), use_buffers=True)
@@ -192,7 +210,7 @@ def train(
             lr = plan.lr * plan.schedule(epoch + i / steps)
             for optimizer in optimizers.values():
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group.get("scale", 1.0)
             with accelerator.autocast():
                 losses = task.step(batch, update)
             if average is not None:
@@ -207,6 +225,7 @@ def train(
         model.eval()
         with torch.no_grad():
             figures = task.validate(model)
+            picture = task.picture(model) if accelerator.is_main_process else None
         _check_finite(figures, epoch, folder)
         figure = next(iter(figures.values()))
         improved, best = figure < best, min(figure, best)
@@ -218,7 +237,7 @@ def train(
                 with atomic(folder / BEST) as part:
                     torch.save({"epoch": epoch + 1, "figures": figures, "model": model.state_dict()}, part)
             state.save(folder / LAST, plan, log)
-            _write_log(folder, log)
+            _write_log(folder, log, picture)
             tqdm.write(f"epoch {epoch + 1}/{plan.epochs}  {_words(log[-1])}")
     return log
 
@@ -297,7 +316,7 @@ def _resume(folder: Path, state: _State, plan: Plan) -> Log:
     return content["log"]
 
 
-def _write_log(folder: Path, log: Log) -> None:
+def _write_log(folder: Path, log: Log, picture: UInt8[np.ndarray, "H W 3"] | None) -> None:
     from body3d.images import write_image
     from body3d.view.plot import curves
 
@@ -309,6 +328,8 @@ def _write_log(folder: Path, log: Log) -> None:
         epochs = [row["epoch"] for row in log]
         named = {name: [row[name] for row in log] for name in log[-1] if name not in ("epoch", "lr", "best")}
         write_image(folder / "curves.png", curves(epochs, named, "epoch"))
+    if picture is not None:
+        write_image(folder / "samples.png", picture)
 
 
 def _check_finite(values: Mapping[str, Any], epoch: int, folder: Path) -> None:

@@ -126,3 +126,12 @@ class FitResult(Tensors):
     start: str = "mean pose"  # which start won
     model: str = "open"
     warnings: tuple[str, ...] = field(default=())
+    # How sure the fit is, as standard deviations; None: not worked out.
+    joint_sigma: Float[Tensor, "J 3"] | None = None  # metres, camera axes (depth last), of the tree's joints
+    joint_sigma_from_root: Float[Tensor, "J 3"] | None = None  # the same, of places relative to the root
+    params_sigma: BodyParams | None = None  # of each parameter: radians, coefficients, metres
+    # What the fit does not explain.
+    limb_px: dict[str, float] = field(default_factory=dict)  # median distance of each limb's known keypoints
+    unexplained: tuple[str, ...] = ()  # confident keypoints far from the body's
+    implausible: tuple[str, ...] = ()  # joints bent further than people's, in words
+    penetration: dict[str, float] = field(default_factory=dict)  # "left_forearm in torso": metres

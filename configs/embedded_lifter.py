@@ -8,4 +8,4 @@ python scripts/ship_lifter.py runs/embedded_lifter body3d/lift/embedded_lifter.n
 from body3d.learn.embedded_lifter import EmbeddedLifterRun
 from body3d.train import Cosine, Plan
 
-run = EmbeddedLifterRun(plan=Plan(epochs=60, lr=1.5e-3, schedule=Cosine(60, warmup=1.0), clip_norm=1.0, ema=0.999))
+run = EmbeddedLifterRun(plan=Plan(epochs=45, lr=1.5e-3, schedule=Cosine(45, warmup=1.0), clip_norm=1.0, ema=0.999))

@@ -12,7 +12,7 @@ from body3d.train import Cosine, Plan
 run = PoseAugRun(
     data=FreeMocap(),
     net=lambda joints: SimpleBaseline3D(2 * len(joints), 3 * len(joints), width=512, dropout=0.1),
-    plan=Plan(epochs=20, lr=1e-3, schedule=Cosine(20), clip_norm=1.0),
+    plan=Plan(epochs=15, lr=1e-3, schedule=Cosine(15), clip_norm=1.0),
     batch=512,
     joints=H36M16,
     steps=150,

@@ -12,7 +12,8 @@ from body3d.body.model import BodyModel
 from body3d.body.priors import MaxMixturePrior
 from body3d.camera import Camera
 from body3d.errors import InputError
-from body3d.fit.problem import Problem, ray_rotation
+from body3d.fit.given import detector_3d, ray_rotation
+from body3d.fit.problem import Problem
 from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
 from body3d.fit.starts import facing, kabsch, translation
 from body3d.fit.unknowns import Unknowns
@@ -99,8 +100,8 @@ def test_terms_have_the_gradients_of_finite_differences():
     double = lambda t: t.to(torch.float64)
     model = model.to(dtype=torch.float64)
     problem = Problem(
-        model, MaxMixturePrior.shipped().to(dtype=torch.float64), keypoints.map(double), CAMERA.map(double), world.map(double),
-        MEDIAPIPE_ON_BODY, 0.35, 70.0, 0.04, Unknowns(model),
+        model, MaxMixturePrior.shipped().to(dtype=torch.float64), keypoints.map(double), CAMERA.map(double),
+        (detector_3d(world.map(double)),), MEDIAPIPE_ON_BODY,
     )  # fmt: skip
     g = torch.Generator().manual_seed(3)
     x = 0.1 * torch.randn(1, len(problem.unknowns), generator=g, dtype=torch.float64)

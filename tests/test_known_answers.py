@@ -43,12 +43,14 @@ def test_body_models_are_equal_within_a_hundredth_of_a_millimetre(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_difference_is_seen_in_every_output(path, tmp_path):
-    """One entry of each output moved by three tolerances: that output differs, the others do not."""
+    """One entry of an output moved by three tolerances: that output differs, the others do not."""
     with np.load(path) as answer:
         outputs = {key: answer[key] for key in answer.files if key.startswith("out_")}
         inputs = [answer[key] for key in answer.files if key.startswith("in_")]
     double = all(value.dtype == np.float64 for value in inputs if value.dtype.kind == "f")
-    for key, value in outputs.items():
+    few = list(outputs)[:: max(1, len(outputs) // 8)]  # each costs a whole answer
+    for key in few:
+        value = outputs[key]
         size = np.abs(value).mean()
         exact = double and value.dtype == np.float64
         step = ABSOLUTE.get((path.stem[3:], key[4:]), 1e-9 * size if exact else 1e-4 * size + 1e-6 * (size > 1e-6))

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from body3d.body.model import BodyModel
 from body3d.errors import InputError
-from body3d.pipeline import reconstruct_image
+from body3d.pipeline import fit_seen, load_bodies, see
 from body3d.types import FitResult
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
@@ -38,10 +37,10 @@ def torso_px(person: FitResult) -> float:
 
 def measure(paths: Iterable[Path], max_people: int | None = None) -> list[Photo]:
     """Each photo through the whole pipeline; one that cannot be read ends the run with its error."""
-    model = BodyModel.open()
+    models = load_bodies()
     out = []
     for path in tqdm(list(paths), desc="photos", file=sys.stderr):
-        done = reconstruct_image(path, model, max_people=max_people)
+        done = fit_seen([see(path, max_people=max_people)], models)[0]
         errors = tuple(p.reprojection_px / torso_px(p) for p in done.people)
         out.append(Photo(len(done.people), errors, done.seconds["detect"], done.seconds["fit"]))
     return out
@@ -74,10 +73,10 @@ def one_person(photo: Path) -> dict[str, float]:
     """Seconds per step and peak memory (MB) of the whole command in a fresh process, models already in the cache."""
     code = (
         "import time; began = time.perf_counter()\n"
-        "from body3d.pipeline import load_body, reconstruct_image, write_results\n"
+        "from body3d.pipeline import fit_seen, load_bodies, see\nfrom body3d.results import write_results\n"
         "import resource, sys, tempfile, pathlib, json\n"
         "imported = time.perf_counter()\n"
-        "done = reconstruct_image(sys.argv[1], load_body(), max_people=1)\n"
+        "done = fit_seen([see(sys.argv[1], max_people=1)], load_bodies())[0]\n"
         "with tempfile.TemporaryDirectory() as out: report = write_results(done, pathlib.Path(out) / 'photo')\n"
         "print(json.dumps({'import': imported - began, **report['seconds'], 'all': time.perf_counter() - began,"
         " 'peak MB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))"

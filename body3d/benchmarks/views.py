@@ -5,6 +5,7 @@ sides with wide pitch; keypoints are the body's own projected points with noise.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from body3d.body.definitions import H36M17_ON_BODY, mixing_matrix, mixtures
 from body3d.body.model import BodyModel
 from body3d.camera import Camera
 from body3d.errors import InputError
-from body3d.fit.problem import STANDING_HEIGHT, ray_rotation
+from body3d.fit.given import Given3D, detector_3d, ray_rotation
+from body3d.fit.problem import STANDING_HEIGHT
 from body3d.fit.smplifyx import Options, fit
 from body3d.geometry import align
+from body3d.lift.embedded import BODY34
 from body3d.skeletons import COCO_WHOLEBODY133, H36M17, MEDIAPIPE33, JointSet
-from body3d.types import BodyParams, Keypoints2D, Keypoints3D
+from body3d.types import BodyParams, FitResult, Keypoints2D, Keypoints3D
 
 # The 14 joints that most tables count: Human3.6M's 17 without pelvis, spine and neck_nose.
 COUNTED = tuple(i for i, n in enumerate(H36M17.names) if n not in ("pelvis", "spine", "neck_nose"))
@@ -35,6 +38,34 @@ class Views:
     world: Keypoints3D  # noisy 3D as a detector gives it
     camera: Camera
     h36m17: Tensor  # (N, 17, 3) camera space, metres
+    body34: Tensor  # (N, 34, 3) the same of a lifter's joints
+
+    def simulated_lifter(self, scale: float = 1.0, seed: int = 0) -> Given3D:
+        """What a lifter that knows its own errors would say: errors that add up from the hips outwards, with their deviations.
+
+        The limbs' outer bones err most, and some views are harder than others; `scale` multiplies every error.
+        """
+        rng = torch.Generator().manual_seed(seed)
+        of_bone = torch.tensor([_bone_error(name) for name in BODY34.names])
+        hard = (0.4 * torch.randn(len(self.body34), 1, generator=rng)).exp()
+        own = torch.zeros(len(BODY34), len(BODY34))  # [joint, bone]: 1 for the bones between the hips and the joint
+        for j in range(len(BODY34)):
+            a = j
+            while a >= 0:
+                own[j, a], a = 1.0, BODY34.parents[a]
+        spread = scale * hard * of_bone
+        error = own @ (spread[..., None] * torch.randn(*spread.shape, 3, generator=rng))
+        xyz = self.body34 - self.body34[:, :1] + error
+        sigma = (spread.square() @ own.T).sqrt()
+        return Given3D(Keypoints3D(xyz, torch.ones_like(sigma), BODY34, "root"), sigma, "lifter's 3D")
+
+
+def _bone_error(name: str) -> float:
+    """Metres along each axis, of the bone that ends at this joint."""
+    if name == "pelvis":
+        return 0.0
+    outer = ("elbow", "wrist", "knee", "ankle", "foot", "toe", "heel")
+    return 0.045 if any(part in name for part in outer) else 0.015
 
 
 def make_views(poses: Path, count: int = 40, noise: float = 0.02, noise_3d: float = 0.06, seed: int = 0) -> Views:
@@ -90,12 +121,14 @@ def make_views(poses: Path, count: int = 40, noise: float = 0.02, noise_3d: floa
         Keypoints3D(world - world.mean(1, keepdim=True), torch.ones(world.shape[:2]), MEDIAPIPE33, "root"),
         camera,
         truth,
+        _joints(model, body.joints, BODY34),
     )
 
 
 def _joints(model: BodyModel, points: Keypoints3D, target: JointSet) -> Tensor:
     """The points of a joint set on posed bodies; joints that cannot be made are zero."""
-    found = mixtures(model.keypoints, target, H36M17_ON_BODY if target is H36M17 else None)
+    special = {n: m for n, m in H36M17_ON_BODY.items() if target is H36M17 or n != "pelvis"}
+    found = mixtures(model.keypoints, target, special if target in (H36M17, BODY34) else None)
     out = points.xyz.new_zeros(*points.xyz.shape[:-2], len(target), 3)
     out[..., target.indices(tuple(found)), :] = mixing_matrix(found, model.keypoints.names).to(points.xyz) @ points.xyz
     return out
@@ -109,23 +142,40 @@ def errors(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return distance(p, t), distance(align(p, t), t)
 
 
+def fitted_h36m17(model: BodyModel, results: Sequence[FitResult]) -> Tensor:
+    return torch.stack([_joints(model, r.body.joints, H36M17) for r in results])
+
+
+_AS_H36M17 = BODY34.indices(tuple("mid_hip" if name == "pelvis" else name for name in H36M17.names))
+
+
+def summary(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    """Of `errors` over all views, millimetres."""
+    mpjpe, pa = errors(predicted, truth)
+    return {
+        "PA median": pa.median().item(), "PA mean": pa.mean().item(), "PA worst": pa.max().item(),
+        "MPJPE median": mpjpe.median().item(), "MPJPE mean": mpjpe.mean().item(),
+    }  # fmt: skip
+
+
 def run(poses: Path, count: int = 40, seed: int = 0, options: Options = Options()) -> dict[str, dict[str, float]]:
-    """The table of docs/benchmarks.md."""
+    """The table of docs/benchmarks.md: 2D alone, 3D alone, and fits to both."""
     model = BodyModel.open()
-    table = {}
-    for name, noise, with_3d in (
-        ("2D, no noise", 0.0, False),
-        ("2D, 2 % noise", 0.02, False),
-        ("2D, 2 % noise + 3D", 0.02, True),
-    ):
-        views = make_views(poses, count, noise, seed=seed)
-        began = time.perf_counter()
-        results = fit(model, views.keypoints, views.camera, views.world if with_3d else None, options=options)
-        seconds = time.perf_counter() - began
-        ours = torch.stack([_joints(model, r.body.joints, H36M17) for r in results])
-        mpjpe, pa = errors(ours, views.h36m17)
-        table[name] = {
-            "PA median": pa.median().item(), "PA mean": pa.mean().item(), "PA worst": pa.max().item(),
-            "MPJPE median": mpjpe.median().item(), "MPJPE worst": mpjpe.max().item(), "seconds per person": seconds / count,
-        }  # fmt: skip
+    views = {noise: make_views(poses, count, noise, seed=seed) for noise in (0.0, 0.02)}
+    noisy = views[0.02]
+    detector, lifter = detector_3d(noisy.world), noisy.simulated_lifter(seed=seed)
+    cases = (
+        ("2D, no noise", views[0.0], ()),
+        ("2D, 2 % noise", noisy, ()),
+        ("2D, 2 % noise + detector's 3D", noisy, (detector,)),
+        ("2D, 2 % noise + lifter's 3D", noisy, (lifter,)),
+        ("2D, 2 % noise + both", noisy, (detector, lifter)),
+    )
+    table = {"lifter's 3D alone (simulated)": summary(lifter.keypoints.xyz[:, _AS_H36M17], noisy.h36m17)}
+    for name, seen, given in cases:
+        began, cpu = time.perf_counter(), time.process_time()
+        results = fit(model, seen.keypoints, seen.camera, options=options, given=given)
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+        table[name] = summary(fitted_h36m17(model, results), seen.h36m17)
+        table[name] |= {"seconds per person": wall / count, "CPU seconds per person": cpu / count}
     return table

@@ -13,10 +13,11 @@ from body3d.commands.shared import DONE
 class Bench:
     """Print figures of docs/benchmarks.md."""
 
-    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift"]]
+    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift", "train"]]
     """views: synthetic views of held-out motion capture; photos: a folder of photos; one: time and memory of one photo; data: how
-    fast the loaders are, on LSPET's folder; lift: lifters trained and scored on motion capture."""
-    path: tyro.conf.Positional[Path]
+    fast the loaders are, on LSPET's folder; lift: lifters trained and scored on motion capture; train: how fast
+    they train (needs no path)."""
+    path: tyro.conf.Positional[Path] = Path(".")
     """views: the file of scripts/retarget_mocap.py; photos, data, lift: a folder; one: a photo."""
     count: int = 40
     """views: how many."""
@@ -46,6 +47,10 @@ def bench(args: Bench) -> int:
         from body3d.benchmarks.lift import bench_lift, standard
 
         table = bench_lift(args.path, standard(Path("configs")), args.runs, args.seeds, args.noisy)
+    elif args.what == "train":
+        from body3d.benchmarks.training_speed import bench_training
+
+        table = bench_training()
     else:
         from body3d.benchmarks.photos import measure, one_person, photos_in, summary
 

@@ -1,6 +1,8 @@
 """`body3d fit` and `scripts/fit_smplx.py`: images to bodies."""
 
+import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,33 +13,51 @@ from body3d.atomic import check_writable
 from body3d.commands.shared import BAD_INPUT, DONE, NOBODY, check_device, complain, folder_names
 from body3d.errors import InputError, MissingExtra
 
+PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+
 
 @dataclass(frozen=True)
 class Fit:
     """Fit a whole body to every person of each image and write meshes, parameters, an overlay and a report."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Photos (JPEG, PNG, WebP, TIFF …)."""
+    """Photos (JPEG, PNG, WebP, TIFF …), or folders of them."""
     out: Path = Path("results")
     """Folder for the results; photo.jpg goes to OUT/photo/."""
     body: Literal["open", "smpl", "smplh", "smplx"] = "open"
     """The body model; all but the open one need --model-path."""
     model_path: Path | None = None
-    """File of the body model (.npz or .pkl) that you registered for."""
+    """File of the body model (.npz or .pkl) that you registered for, or the folder with the files of all genders."""
+    gender: Literal["neutral", "male", "female", "auto"] = "neutral"
+    """Which file of the folder; auto fits all that are there and keeps the best for each person."""
+    method: Literal["body3d", "smplify", "smplifyx"] = "body3d"
+    """body3d: fast, many starts, with 3D terms. smplify, smplifyx: as published, for comparison (minutes per person)."""
     detector: Literal["embedded", "openpose-json", "coco-json"] = "embedded"
     """Where the 2D keypoints come from; the last two read --keypoints."""
     prior: Path | None = None
     """Pose prior in place of the shipped one: a mixture of Gaussians such as SMPLify's gmm_08.pkl."""
     keypoints: Path | None = None
     """OpenPose JSON of the image or COCO JSON (results or annotations); implies the detector by its content."""
+    lifter: bool = True
+    """Use the shipped lifter's 3D joints as a term and a start of the fit."""
+    collisions: bool = True
+    """Move apart what of a body is inside itself."""
+    height: float | None = None
+    """Everybody's height in metres, if known."""
     focal: float | None = None
     """Focal length in pixels."""
     fov: float | None = None
     """Field of view in degrees across the longer side."""
-    solver: Literal["lbfgs"] = "lbfgs"
-    """Solver of the fit."""
+    search_focal: bool = False
+    """Try several focal lengths where nothing tells it; for photos of several people."""
+    solver: Literal["lm", "lbfgs"] = "lm"
+    """Solver of the fit; lbfgs is the slow reference."""
     max_people: int | None = None
     """At most so many people, the largest first."""
+    at_once: int = 8
+    """So many images are fitted together."""
+    resume: bool = False
+    """Leave out images whose results are there already."""
     device: str = "cpu"
     """cpu, cuda, cuda:1 …"""
     view: bool = False
@@ -46,43 +66,110 @@ class Fit:
 
 def fit(args: Fit) -> int:
     """Run `Fit`; the exit code."""
-    if not args.images:
+    images = tuple(_images(args.images))
+    _check(args, images)
+    from body3d.body.priors import MaxMixturePrior
+    from body3d.fit.checks import check_height
+    from body3d.fit.smplifyx import Options
+    from body3d.pipeline import How, load_bodies
+
+    check_height(args.height)
+    models = load_bodies(args.body, args.model_path, args.gender, args.device)
+    prior = MaxMixturePrior.load(args.prior).to(args.device) if args.prior else None
+    how = How(
+        args.method, prior, Options(solver=args.solver), args.lifter, args.height, args.collisions, args.search_focal
+    )
+    todo = list(zip(images, (args.out / name for name in folder_names(images)), strict=True))
+    if args.resume:
+        todo = [(image, folder) for image, folder in todo if not _is_done(image, folder)]
+        print(f"{len(images) - len(todo)} of {len(images)} images are done already")
+    codes = [DONE]
+    for first in range(0, len(todo), args.at_once):
+        codes += _fit_some(args, models, how, todo[first : first + args.at_once], first, len(todo))
+    return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
+
+
+def _images(given: tuple[Path, ...]) -> Iterator[Path]:
+    for path in given:
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTOS)
+            if not found:
+                raise InputError(f"{path} is a folder without photos ({', '.join(sorted(PHOTOS))})")
+            yield from found
+        else:
+            yield path
+
+
+def _check(args: Fit, images: tuple[Path, ...]) -> None:
+    if not images:
         raise InputError("no image was given")
     if args.max_people is not None and args.max_people < 1:
         raise InputError(f"--max-people must be at least 1, got {args.max_people}")
-    if args.keypoints is not None and len(args.images) > 1 and args.detector == "openpose-json":
+    if args.at_once < 1:
+        raise InputError(f"--at-once must be at least 1, got {args.at_once}")
+    if args.keypoints is not None and len(images) > 1 and args.detector == "openpose-json":
         raise InputError("one OpenPose file belongs to one image; give the images one by one")
     if args.detector != "embedded" and args.keypoints is None:
         raise InputError(f"--detector {args.detector} needs --keypoints FILE")
     check_device(args.device)
     check_writable(args.out)
-    from body3d.body.priors import MaxMixturePrior
-    from body3d.pipeline import load_body
 
-    model = load_body(args.body, args.model_path, args.device)
-    prior = MaxMixturePrior.load(args.prior).to(args.device) if args.prior else None
-    codes = []
-    for image, name in zip(args.images, folder_names(args.images), strict=True):
+
+def _is_done(image: Path, folder: Path) -> bool:
+    """Whether the folder holds the results of this very image: a report is written last."""
+    try:
+        return json.loads((folder / "report.json").read_text())["image"] == str(image.resolve())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _fit_some(args: Fit, models: dict, how, todo: list[tuple[Path, Path]], first: int, of: int) -> list[int]:
+    """Detect in each image, fit all people together, write each image's results; an exit code for each image."""
+    from tqdm import tqdm
+
+    from body3d.pipeline import fit_seen, see
+
+    codes, seen = [], []
+    bar = tqdm(todo, desc="looking", initial=first, total=of, leave=False, disable=of == 1)
+    for image, folder in bar:
         try:
-            codes.append(_fit_one(args, model, prior, image, args.out / name))
+            detections = None
+            if args.keypoints is not None:
+                from body3d.detect.files import read_keypoints
+
+                detections = read_keypoints(args.keypoints, image=image)
+            photo = see(image, detections, args.focal, args.fov, args.max_people, args.device)
         except (InputError, MissingExtra) as error:
-            complain(str(error) if str(image) in str(error) else f"{image}: {error}")
-            codes.append(BAD_INPUT)
-    return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
+            codes.append(_said(image, error))
+            continue
+        if len(photo.detections):
+            seen.append((image, folder, photo))
+        else:
+            complain(f"{image}: no person found")
+            codes.append(NOBODY)
+    try:
+        done = fit_seen([photo for _, _, photo in seen], models, how)
+        codes += [_write(args, one, image, folder) for one, (image, folder, _) in zip(done, seen, strict=True)]
+    except (InputError, MissingExtra) as error:
+        if len(seen) < 2:
+            return [*codes, *(_said(image, error) for image, _, _ in seen)]
+        # One photo spoils the batch: each by itself, so that the others are done.
+        for image, folder, photo in seen:
+            try:
+                codes.append(_write(args, fit_seen([photo], models, how)[0], image, folder))
+            except (InputError, MissingExtra) as one:
+                codes.append(_said(image, one))
+    return codes
 
 
-def _fit_one(args: Fit, model, prior, image: Path, folder: Path) -> int:
-    from body3d.pipeline import reconstruct_image, write_results
+def _said(image: Path, error: Exception) -> int:
+    complain(str(error) if str(image) in str(error) else f"{image}: {error}")
+    return BAD_INPUT
 
-    detections = None
-    if args.keypoints is not None:
-        from body3d.detect.files import read_keypoints
 
-        detections = read_keypoints(args.keypoints, image=image)
-    done = reconstruct_image(image, model, detections, args.focal, args.fov, args.max_people, args.device, prior)
-    if not done.people:
-        complain(f"{image}: no person found")
-        return NOBODY
+def _write(args: Fit, done, image: Path, folder: Path) -> int:
+    from body3d.results import write_results
+
     written = write_results(done, folder, " ".join(["fit_smplx.py", *sys.argv[1:]]))
     seconds = written["seconds"]
     print(

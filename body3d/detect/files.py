@@ -14,7 +14,7 @@ from body3d.errors import InputError
 from body3d.skeletons import BODY25, COCO17, COCO_WHOLEBODY133, FACE68, HAND21, OPENPOSE137, JointSet
 from body3d.types import Boxes, Detections, Keypoints2D
 
-__all__ = ["read_keypoints"]
+__all__ = ["coco_results", "read_keypoints"]
 
 # OpenPose's 18-point body: COCO's 17 in another order, with the neck.
 _COCO18 = (
@@ -63,6 +63,21 @@ def read_keypoints(path: Path | str, image: Path | str | int | None = None) -> D
 
 
 # ---- OpenPose ------------------------------------------------------------------------------------------------------
+def coco_results(detections: Detections, image: str) -> list[dict[str, Any]]:
+    """The people of one image as COCO results, which `read_keypoints` reads; the image's id is the stem of its name."""
+    people = []
+    for xy, conf, (x0, y0, x1, y1), score in zip(
+        detections.keypoints.xy.tolist(), detections.keypoints.conf.tolist(),
+        detections.boxes.xyxy.tolist(), detections.boxes.score.tolist(), strict=True,
+    ):  # fmt: skip
+        points = [round(v, 3) for (x, y), c in zip(xy, conf, strict=True) for v in (x, y, c)]
+        box = [round(v, 2) for v in (x0 + 0.5, y0 + 0.5, x1 - x0, y1 - y0)]  # COCO counts from the corner of a pixel
+        people.append(
+            {"image_id": Path(image).stem, "category_id": 1, "keypoints": points, "score": round(score, 4), "bbox": box}
+        )
+    return people
+
+
 def _openpose(path: Path, people: Any) -> Detections:
     rows = []
     for i, person in enumerate(_list(path, "people", people)):

@@ -133,8 +133,8 @@ def _mesh(predicted: Poses, truth: Poses) -> tuple[Figure, ...]:
 
     figures = [figure("PVE, camera space", predicted.points, truth.points, "none", "none")]
     if "root" in predicted.extra and "root" in truth.extra:
-        moved = (poses.points - poses.extra["root"][:, None] for poses in (predicted, truth))
-        figures.append(figure("PVE", *moved, "given root", "none"))
+        p, t = (poses.points - poses.extra["root"][:, None] for poses in (predicted, truth))
+        figures.append(figure("PVE", p, t, "given root", "none"))
     aligned = align(predicted.points, truth.points, None, True)
     return *figures, figure("PA-PVE", aligned, truth.points, "none", "similarity")
 

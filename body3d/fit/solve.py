@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Cost = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B"]]
+Cost = Callable[[Float[Tensor, "B D"]], Float[Tensor, " B"]]
 
 ARMIJO, CURVATURE = 1e-4, 0.9
 
@@ -20,9 +20,9 @@ ARMIJO, CURVATURE = 1e-4, 0.9
 @dataclass(frozen=True)
 class Minimum:
     x: Float[Tensor, "B D"]
-    cost: Float[Tensor, "B"]
-    iterations: Int[Tensor, "B"]
-    converged: Bool[Tensor, "B"]
+    cost: Float[Tensor, " B"]
+    iterations: Int[Tensor, " B"]
+    converged: Bool[Tensor, " B"]
     evaluations: int  # of the whole batch
 
 

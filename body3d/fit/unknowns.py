@@ -1,10 +1,11 @@
 """The numbers a fit looks for, as one row of a matrix: where each part stands in the row, and what body the row means."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from body3d.body.model import BodyModel
@@ -58,7 +59,15 @@ class Unknowns:
     def part(self, x: Float[Tensor, "B D"], name: str) -> Float[Tensor, "B P"]:
         return x[:, self.slices[name]]
 
-    def mask(self, free: tuple[str, ...], device=None) -> Float[Tensor, "D"]:
+    def size(self, name: str) -> int:
+        return self.slices[name].stop - self.slices[name].start
+
+    def columns(self, names: Sequence[str], device=None) -> Int[Tensor, " F"]:
+        """Where parts stand in the row."""
+        numbers = [c for n in names for c in range(self.slices[n].start, self.slices[n].stop)]
+        return torch.tensor(numbers, dtype=torch.long, device=device)
+
+    def mask(self, free: tuple[str, ...], device=None) -> Float[Tensor, " D"]:
         """1 where a part of the row is free."""
         mask = torch.zeros(len(self), device=device)
         for name in free:
@@ -66,12 +75,14 @@ class Unknowns:
         return mask
 
     @cached_property
-    def _rows(self) -> dict[str, list[int]]:
+    def joint_rows(self) -> dict[str, list[int]]:
+        """The joints of the tree that each part turns."""
         joints = self.model.joints
         hand = lambda side: [
             i for i, n in enumerate(joints.names) if n.startswith(side) and n in self._fingers and n[-1].isdigit()
         ]
         return {
+            "orient": [0],
             "body": joints.indices(self.body_joints),
             "left_hand": hand("left"),
             "right_hand": hand("right"),
@@ -82,8 +93,14 @@ class Unknowns:
     @cached_property
     def _order(self) -> list[int]:
         """For each joint of the tree, its place in [root, body, left hand, right hand, jaw, eyes, zero]."""
-        placed = [0] + [i for rows in self._rows.values() for i in rows]
+        placed = [i for rows in self.joint_rows.values() for i in rows]
         return [placed.index(i) if i in placed else len(placed) for i in range(len(self.model.joints))]
+
+    def hand_mixing(self, part: str) -> Float[Tensor, "45 P"]:
+        """How the rotation vectors of a hand's joints follow from its part of the row."""
+        components = self.model.hand_components
+        assert components is not None, "a part of a hand has no size in a body without hands"
+        return components[("left_hand", "right_hand").index(part), : self.hand_components].T
 
     def params(self, x: Float[Tensor, "B D"]) -> BodyParams:
         """The body that the rows mean, in camera space (the root's rotation holds the turn from y up to y down)."""

@@ -2,20 +2,36 @@
 
 import runpy
 from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
 
 from body3d.errors import InputError
-from body3d.learn.embedded_lifter import EmbeddedLifterRun
-from body3d.learn.lifting import LifterRun
+from body3d.train import Plan, Task
 
-__all__ = ["read_config"]
+__all__ = ["Run", "read_config"]
 
 
-def read_config(path: Path) -> LifterRun | EmbeddedLifterRun:
+@runtime_checkable
+class Run(Protocol):
+    """What a config defines: a frozen dataclass with a plan (`PoseRun`, `LifterRun` ...)."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def task(self, path: Path | None, device: torch.device) -> Task:
+        """Read the data that lies in `path` (None: the usual place) and build the networks."""
+        ...
+
+
+def read_config(path: Path) -> Run:
     """The `run` of a config file. InputError if there is no such file or it defines none."""
     if not path.is_file():
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
         raise InputError(f"{path}: there is no such config" + (f"; there are {beside}" if beside else ""))
     run = runpy.run_path(str(path)).get("run")
-    if not isinstance(run, LifterRun | EmbeddedLifterRun):
-        raise InputError(f"{path} defines no `run = LifterRun(...)`; see configs/h36m_simple_baseline.py")
+    if not isinstance(run, Run):
+        raise InputError(
+            f"{path} defines no `run = PoseRun(...)` or `run = LifterRun(...)`; see configs/lspet_small.py"
+        )
     return run

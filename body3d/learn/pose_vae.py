@@ -95,7 +95,7 @@ class BodySurface(Constants):
     mixing: Float[Tensor, "P 88"] = field(repr=False)  # weight · (x, y, z, 1) of the point at rest, joint by joint
 
     @staticmethod
-    def of(model: BodyModel, count: int = 400) -> "BodySurface":
+    def of(model: BodyModel, count: int = 200) -> "BodySurface":
         """Hands and face move with the body joint that carries them; pose blend shapes are left out."""
         carriers = []
         for j, parent in enumerate(model.parents):
@@ -136,7 +136,7 @@ class PoseVAETask(Task):
     def __init__(self, vae: VPoser, training: Poses, validation: Poses, surface: BodySurface, run: "PoseVAERun"):
         self.modules = nn.ModuleDict({"vae": vae})
         self.training, self.surface, self.run = training, surface, run
-        self.held_out = validation.draw(4096, torch.Generator(validation.pose.device).manual_seed(2026))
+        self.held_out = validation.draw(run.validation, torch.Generator(validation.pose.device).manual_seed(2026))
 
     def steps(self) -> int:
         return self.run.steps
@@ -151,28 +151,25 @@ class PoseVAETask(Task):
         rotations, mean, std = self.modules["vae"](pose)
         points, joints = self.surface(rotations)
         true_points, true_joints = self.surface(true)
-        at_first = 2.0 if extra else 0.0
+        run = self.run
         return {
-            "surface": self.run.surface_weight * (points - true_points).abs().mean(),
-            "kl": self.run.kl_weight * kl_divergence(mean, std).mean(),
-            "rotations": at_first * angle_between(rotations, true).mean(),
-            "joints": at_first * (joints - true_joints).abs().mean(),
+            "surface": run.surface_weight * (points - true_points).abs().mean(),
+            "kl": run.kl_weight * kl_divergence(mean, std).mean(),
+            "rotations": run.rotation_weight * extra * angle_between(rotations, true).mean(),
+            "joints": run.joint_weight * extra * (joints - true_joints).abs().mean(),
         }
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Of held-out poses, coded by their means: the loss, then errors of the reconstruction and the codes' length."""
+        """Errors of held-out poses that were coded by their means, the codes' length and their divergence."""
         true = lbs.rotation_matrices(self.held_out)
         rotations, mean, std = model(self.held_out)
         (points, joints), (true_points, true_joints) = self.surface(rotations), self.surface(true)
-        surface = (points - true_points).abs().mean()
-        kl = kl_divergence(mean, std).mean()
         return {
-            "loss": (self.run.surface_weight * surface + self.run.kl_weight * kl).item(),
             "surface mm": 1000 * (points - true_points).norm(dim=-1).mean().item(),
             "joints mm": 1000 * (joints - true_joints).norm(dim=-1).mean().item(),
             "degrees": torch.rad2deg(roma.rotmat_geodesic_distance(rotations, true)).mean().item(),
             "|z|": mean.norm(dim=-1).mean().item(),
-            "nats": kl.item(),
+            "nats": kl_divergence(mean, std).mean().item(),
         }
 
 
@@ -189,14 +186,19 @@ def kl_divergence(mean: Float[Tensor, "B Z"], std: Float[Tensor, "B Z"]) -> Floa
 
 @dataclass(frozen=True)
 class PoseVAERun:
-    """What `configs/pose_vae.py` says. The weights are those of VPoser's second release."""
+    """What `configs/pose_vae.py` says. The losses' weights are those of VPoser's second release."""
 
     plan: Plan
     batch: int = 512
     steps: int = 100
     surface_weight: float = 4.0  # per metre
     kl_weight: float = 0.005  # per nat
-    extra_epochs: int = 15
+    rotation_weight: float = 2.0  # per radian
+    joint_weight: float = 2.0  # per metre
+    extra_epochs: int = 15  # with the latter two
+    validation: int = 4096  # poses
+    width: int = 512
+    latent: int = 32
     home: str = "data/retargeted.npz"
 
     def task(self, path: Path | None, device: torch.device) -> PoseVAETask:
@@ -204,6 +206,6 @@ class PoseVAERun:
         path = path or Path(self.home)
         read = Poses.amass if path.is_dir() else Poses.retargeted
         torch.manual_seed(self.plan.seed)
-        vae = vposer_v2().to(device)
+        vae = vposer_v2(self.width, self.latent).to(device)
         training, validation = (read(path, held_out, device) for held_out in (False, True))
         return PoseVAETask(vae, training, validation, BodySurface.of(BodyModel.open().to(device)), self)

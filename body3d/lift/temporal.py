@@ -84,8 +84,7 @@ class VideoPose3D(nn.Module):
     def _blocks(self) -> Iterator[tuple[int, tuple[nn.Conv1d, nn.Module], tuple[nn.Conv1d, nn.Module]]]:
         """Of each block its width, and both convolutions with their batch norms."""
         pairs = [(cast(nn.Conv1d, conv), norm) for conv, norm in zip(self.layers_conv, self.layers_bn, strict=True)]
-        for width, wide, narrow in zip(self.widths[1:], pairs[::2], pairs[1::2], strict=True):
-            yield width, wide, narrow
+        yield from zip(self.widths[1:], pairs[::2], pairs[1::2], strict=True)
 
     def _frame(self, width: int) -> int:
         """Which of the frames that a wide convolution sees the skip carries: the one that the pose is of."""

@@ -1,6 +1,6 @@
 """Correct keypoints and correct parts of 2D poses, as fractions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -73,7 +73,7 @@ def pcp(
     counted: Bool[Tensor, "N J"],
     joints: JointSet,
     strict: bool = True,
-    limbs: dict[str, tuple[str, str]] | None = None,
+    limbs: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, float]:
     """Percentage (as a fraction) of correct parts, per limb, and their mean as "mean" (Ferrari et al., CVPR 2008).
 

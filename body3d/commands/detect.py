@@ -1,0 +1,95 @@
+"""`body3d detect`: 2D keypoints of everybody in photos, by the embedded front end or a network of one's choice."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from body3d.commands.shared import BAD_INPUT, DONE, NOBODY, check_device, complain, folder_names
+from body3d.errors import InputError, MissingExtra
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Find everybody in each photo and write keypoints.json (COCO results) and keypoints.png."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Photos."""
+    net: str = "embedded"
+    """embedded (whole body, no weights needed), or a network of body3d.nets such as vitpose_b, with --weights."""
+    weights: Path | None = None
+    """Its published checkpoint."""
+    finder: Literal["embedded", "torchvision"] = "embedded"
+    """What finds the boxes for --net."""
+    boxes: Path | None = None
+    """A JSON list of boxes [x0, y0, x1, y1] in pixels, in place of a finder (one image)."""
+    flip: bool = False
+    """Average with the mirrored crops."""
+    out: Path = Path("results")
+    """Folder for the results; photo.jpg goes to OUT/photo/."""
+    max_people: int | None = None
+    """At most so many people, those that stand out most."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 …"""
+
+
+def detect(args: Detect) -> int:
+    """Run `Detect`; the exit code."""
+    from body3d.atomic import check_writable
+
+    if not args.images:
+        raise InputError("no image was given")
+    if args.boxes is not None and len(args.images) > 1:
+        raise InputError("--boxes belongs to one image; give the images one by one")
+    check_device(args.device)
+    check_writable(args.out)
+    net = None if args.net == "embedded" else _network(args)
+    codes = []
+    for image, name in zip(args.images, folder_names(args.images), strict=True):
+        try:
+            codes.append(_detect_one(args, net, image, args.out / name))
+        except (InputError, MissingExtra) as error:
+            complain(str(error) if str(image) in str(error) else f"{image}: {error}")
+            codes.append(BAD_INPUT)
+    return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
+
+
+def _network(args: Detect):
+    from body3d import nets
+
+    build = getattr(nets, args.net, None) if args.net in nets.__all__ else None
+    if build is None or "weights" not in inspect.signature(build).parameters:
+        raise InputError(f"there is no network {args.net!r}; there are embedded, {', '.join(nets.__all__)}")
+    if args.weights is None:
+        raise InputError(f"--net {args.net} needs --weights FILE: its published checkpoint")
+    return build(weights=args.weights).to(args.device).eval()
+
+
+def _detect_one(args: Detect, net, source: Path, folder: Path) -> int:
+    from body3d.atomic import staged
+    from body3d.detect.boxes import find_boxes, read_boxes
+    from body3d.detect.embedded import detect_embedded
+    from body3d.detect.files import coco_results
+    from body3d.export import save_json
+    from body3d.images import read_image, write_image
+    from body3d.view.draw import draw_keypoints
+
+    image = read_image(source)
+    given = read_boxes(args.boxes) if args.boxes else None
+    if net is None:
+        found = detect_embedded(image, args.max_people, given)
+    else:
+        from body3d.detect.topdown import detect_topdown
+
+        boxes = given or find_boxes(image, args.finder, args.max_people, args.device)
+        found = detect_topdown(net, [image], [boxes], args.flip)[0]
+    if not len(found):
+        complain(f"{source}: no person found")
+        return NOBODY
+    with staged(folder, replaces="keypoints.*") as draft:
+        save_json(draft / "keypoints.json", coco_results(found, source.name))
+        write_image(draft / "keypoints.png", draw_keypoints(image, found.keypoints))
+    print(f"{source}: {len(found)} {'person' if len(found) == 1 else 'people'} in {folder}/")
+    return DONE

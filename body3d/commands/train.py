@@ -1,0 +1,73 @@
+"""`body3d train` and `scripts/train.py`."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from body3d.errors import InputError
+
+if TYPE_CHECKING:
+    from body3d.learn.configs import Run
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network as a config says, and write a run folder with checkpoints, log, curves and sample predictions."""
+
+    config: tyro.conf.Positional[Path]
+    """A file of configs/, such as configs/lspet_hrnet_w32.py."""
+    data: Path | None = None
+    """Where the data set lies; the config names the usual place."""
+    out: Path | None = None
+    """The run's folder; runs/NAME_OF_THE_CONFIG if not given."""
+    resume: bool = False
+    """Go on with the run in that folder."""
+    epochs: int | None = None
+    """Stop after so many epochs; the schedule stays the config's."""
+    seed: int | None = None
+    """In place of the config's."""
+    start: Path | None = None
+    """A checkpoint to begin from: of 2D networks a classifier's weights for the trunk, of PoseAug a trained lifter."""
+    device: str = "cpu"
+    """cpu or cuda; several GPUs with `accelerate launch`."""
+
+
+def train(args: Train) -> int:
+    """Run `Train`; the exit code."""
+    from body3d.learn.configs import read_config
+
+    return run_training(args, read_config(args.config))
+
+
+def run_training(args: Train, run: "Run") -> int:
+    """Train what `run` says with what `args` changes of it."""
+    import torch
+
+    from body3d.commands.shared import DONE, check_device
+    from body3d.train import BEST
+    from body3d.train import train as train_task
+
+    check_device(args.device)
+    plan = run.plan
+    if args.seed is not None:
+        plan = replace(plan, seed=args.seed)
+    if args.epochs is not None:
+        plan = replace(plan, epochs=args.epochs)
+    run = changed(run, "--seed and --epochs", plan=plan)
+    if args.start is not None:
+        run = changed(run, "--start", start=args.start)
+    folder = args.out or Path("runs") / args.config.stem
+    task = run.task(args.data, torch.device(args.device))
+    log = train_task(task, plan, folder, args.resume, cpu=args.device == "cpu", description=str(args.config))
+    print(f"{folder}: {len(log)} epochs, best {log[-1]['best']:.4g}; weights in {folder / BEST}")
+    return DONE
+
+
+def changed(run: "Run", option: str, **change: Any) -> "Run":
+    """The run with other values of its fields. InputError, naming the option, if it has no such fields."""
+    known: Any = run
+    if missing := [name for name in change if name not in {f.name for f in fields(known)}]:
+        raise InputError(f"{option} is not for a {type(run).__name__}: it has no {missing[0]!r}")
+    return replace(known, **change)

@@ -1,0 +1,57 @@
+"""A small network for one core: four narrow stages of residual blocks, and their maps summed from coarse to fine.
+
+The way up is that of feature pyramids (Lin et al., "Feature pyramid networks for object detection", CVPR 2017); the sizes are
+this project's own.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from body3d.codecs import Codec, Heatmap, Size
+from body3d.joint_set import JointSet
+from body3d.layers import BasicBlock, conv_bn, init_kaiming
+from body3d.posenet import PoseNet, on_trunk
+from body3d.skeletons import LSP14
+
+__all__ = ["SmallTrunk", "small"]
+
+
+class SmallTrunk(nn.Module):
+    """(B, 3, H, W) to [(B, `channels`, H/4, W/4)]; H and W must be multiples of 32.
+
+    Stages at strides 4, 8, 16 and 32 have `widths` channels and `depths` residual blocks.
+    """
+
+    def __init__(
+        self, widths: Sequence[int] = (32, 64, 128, 192), depths: Sequence[int] = (2, 2, 2, 2), channels: int = 48
+    ):
+        super().__init__()
+        self.channels = channels
+        self.stem = nn.Sequential(conv_bn(3, widths[0] // 2, 3, 2), conv_bn(widths[0] // 2, widths[0], 3, 2))
+        stages, before = [], widths[0]
+        for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            first = BasicBlock(before, width, 1 if i == 0 else 2)
+            stages.append(nn.Sequential(first, *(BasicBlock(width, width) for _ in range(depth - 1))))
+            before = width
+        self.stages = nn.ModuleList(stages)
+        self.across = nn.ModuleList(conv_bn(width, channels, 1, active=False) for width in widths)
+        self.last = conv_bn(channels, channels)
+        init_kaiming(self)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        x, maps = self.stem(image), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        y = self.across[-1](maps[-1])
+        for across, finer in zip(reversed(self.across[:-1]), reversed(maps[:-1]), strict=True):
+            y = across(finer) + F.interpolate(F.relu(y), scale_factor=2.0, mode="nearest")
+        return [self.last(F.relu(y))]
+
+
+def small(joints: JointSet = LSP14, codec: Codec = Heatmap(sigma=1.5), size: Size = (128, 96)) -> PoseNet:
+    """2.6 million weights with a codec that reads one map per joint, 0.11 billion multiplications at 128x96."""
+    return on_trunk(SmallTrunk(), codec, joints, size)

@@ -1,0 +1,124 @@
+"""A network, the codec that reads it, and the joints that it speaks of: crop in, keypoints out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from body3d.codecs import Codec, Mirrors, Size
+from body3d.errors import InputError
+from body3d.joint_set import JointSet
+from body3d.types import Keypoints2D
+
+__all__ = ["IMAGENET", "PLAIN", "UNIT", "Headed", "Normalise", "PoseNet", "Trunk", "on_trunk"]
+
+
+@runtime_checkable
+class Trunk(Protocol):
+    """A network that a codec's head can be put on: called with images (B, 3, H, W), it gives one feature map per stage that is
+    supervised, each with `channels` channels, in a list."""
+
+    channels: int
+
+    def __call__(self, image: Float[Tensor, "B 3 H W"], /) -> list[Tensor]: ...
+
+
+class Headed(nn.Module):
+    """A trunk whose stages all go through one head."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Module):
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Any]:
+        return [self.head(features) for features in self.trunk(image)]
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """From RGB in 0..1 to what a network was trained on: (`scale` x - `mean`) / `std` per channel, in its order of channels."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool = False
+    scale: float = 1.0
+
+    def __call__(self, image: Float[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
+        mean, std = (image.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return (self.scale * (image.flip(-3) if self.bgr else image) - mean) / std
+
+
+IMAGENET = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNIT = Normalise((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))  # -0.5..0.5
+PLAIN = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # 0..1
+
+
+class PoseNet(nn.Module):
+    """`net(image)` gives one raw output per supervised stage; the last one is the answer.
+
+    Images are crops of `size` (height, width), RGB in 0..1; keypoints are in pixels of the crop, centres at the integers.
+    """
+
+    def __init__(self, net: nn.Module, codec: Codec, joints: JointSet, size: Size, normalise: Normalise = IMAGENET):
+        super().__init__()
+        self.net, self.codec, self.joints, self.size, self.normalise = net, codec, joints, size, normalise
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Any]:
+        if tuple(image.shape[-2:]) != self.size:
+            raise InputError(
+                f"this network sees crops of {self.size[0]} x {self.size[1]} pixels (height x width), got {image.shape[-2]} x "
+                f"{image.shape[-1]}: warp the image to that size"
+            )
+        return self.net(self.normalise(image))
+
+    def loss(self, image: Float[Tensor, "B 3 H W"], target: Keypoints2D) -> Float[Tensor, ""]:
+        """The mean over the stages. A joint whose `conf` is 0 teaches nothing."""
+        if target.joints != self.joints:
+            raise InputError(
+                f"this network speaks of {self.joints.name}, the targets are {target.joints.name}: convert them "
+                "(Keypoints2D.convert)"
+            )
+        losses = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in self(image)]
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def predict(self, image: Float[Tensor, "B 3 H W"], flip: bool = False) -> Keypoints2D:
+        """The keypoints of each crop.
+
+        With `flip`, the mean of what the crop and its mirror image say: of the maps where the codec can turn them back, else of the
+        coordinates.
+        """
+        raw = self(image)[-1]
+        if not flip:
+            return Keypoints2D(*self.codec.decode(raw, self.size), self.joints)
+        other = self(image.flip(-1))[-1]
+        if isinstance(self.codec, Mirrors):
+            merged = _mean(raw, self.codec.mirror(other, self.joints.flip))
+            return Keypoints2D(*self.codec.decode(merged, self.size), self.joints)
+        xy, conf = self.codec.decode(raw, self.size)
+        turned_xy, turned_conf = self._turned_back(*self.codec.decode(other, self.size))
+        return Keypoints2D((xy + turned_xy) / 2, (conf + turned_conf) / 2, self.joints)
+
+    def _turned_back(self, xy: Float[Tensor, "B J 2"], conf: Float[Tensor, "B J"]) -> tuple[Tensor, Tensor]:
+        """Keypoints of the mirrored crop as those of the crop."""
+        order: Sequence[int] = self.joints.flip
+        x, y = xy[:, order].unbind(-1)
+        return torch.stack([self.size[1] - 1 - x, y], -1), conf[:, order]
+
+
+def _mean(a: Any, b: Any) -> Any:
+    """Of two tensors, or of two (named) tuples of tensors, entry by entry."""
+    if isinstance(a, Tensor):
+        return (a + b) / 2
+    entries = [(x + y) / 2 for x, y in zip(a, b, strict=True)]
+    return type(a)(*entries) if hasattr(a, "_fields") else tuple(entries)
+
+
+def on_trunk(trunk: nn.Module, codec: Codec, joints: JointSet, size: Size, normalise: Normalise = IMAGENET) -> PoseNet:
+    """`PoseNet` of a `Trunk` and the codec's own head."""
+    if not isinstance(trunk, Trunk):
+        raise InputError(f"{type(trunk).__name__} is no trunk: it has no `channels`")
+    return PoseNet(Headed(trunk, codec.head(trunk.channels, len(joints), size)), codec, joints, size, normalise)
