@@ -173,6 +173,17 @@ def test_keypoints_are_believed_by_their_residuals():
     torch.testing.assert_close(belief, torch.tensor([2.0, 0.4]), atol=1e-3, rtol=0)  # 0.02 over 0.01; 0.2, at least 0.4
 
 
+def test_sums_of_terms_tell_good_keypoints_from_bad():
+    """Bad keypoints are believed less, which must not make their fit look cheap."""
+    model, _, _, keypoints, _ = people(1)
+    noise = 12 * torch.randn(keypoints.xy.shape, generator=torch.Generator().manual_seed(0))
+    good, bad = (
+        fit(model, k, CAMERA, options=QUICK)[0] for k in (keypoints, replace(keypoints, xy=keypoints.xy + noise))
+    )
+    assert 0 <= good.terms["belief"] < bad.terms["belief"]
+    assert sum(good.terms.values()) < sum(bad.terms.values())
+
+
 def test_translation_does_not_follow_a_few_wrong_points():
     g = torch.Generator().manual_seed(0)
     points = torch.randn(3, 16, 3, generator=g) * 0.5

@@ -246,6 +246,7 @@ def test_curvature_is_the_hessian_where_nothing_is_left_to_gain():
     torch.testing.assert_close(scale[:, None] * H * scale, scale[:, None] * expected * scale, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_both_solvers_find_the_same_minimum():
     model, _, _, keypoints, world = people()
     conf = keypoints.conf.clone()

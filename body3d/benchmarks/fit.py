@@ -82,7 +82,7 @@ def damaged(views: Views, seed: int = 0) -> Iterator[tuple[str, Keypoints2D, tup
     lower = [i for i, n in enumerate(keypoints.joints.names) if any(p in n for p in ("knee", "ankle", "heel", "toe"))]
     conf = keypoints.conf.clone()
     conf[:, lower] = 0
-    yield "upper body only", replace(keypoints, conf=conf), H36M17.indices(UPPER)
+    yield "upper body only", replace(keypoints, conf=conf), tuple(H36M17.indices(UPPER))
 
     for limb, names in SWAPS.items():
         xy = keypoints.xy.clone()
@@ -119,7 +119,7 @@ def calibration(poses: Path, count: int = 60, noise: float = 0.02, seed: int = 0
     model, views = BodyModel.open(), make_views(poses, count, noise, seed=seed)
     truth = model(views.params).joints.xyz[:, :22]
     table = {}
-    for name, given in (("2D", ()), ("2D + lifter's 3D", (views.simulated_lifter(seed=seed),))):
+    for name, given in (("2D", ()), ("2D + lifter", (views.lifted(),))):
         results = fit(model, views.keypoints, views.camera, given=given)
         ours = torch.stack([r.body.joints.xyz[:22] for r in results])
         for frame, off, sigma in (
@@ -145,7 +145,7 @@ def speed(poses: Path, people: tuple[int, ...] = (1, 16, 64), repeats: int = 3, 
     model, table = BodyModel.open(), {}
     for count in people:
         views = make_views(poses, count, seed=seed)
-        for name, given in (("2D", ()), ("2D + lifter's 3D", (views.simulated_lifter(seed=seed),))):
+        for name, given in (("2D", ()), ("2D + lifter", (views.lifted(),))):
             fit(model, views.keypoints[:1], views.camera, given=tuple(g[:1] for g in given))
             wall, cpu = [], []
             for _ in range(repeats):

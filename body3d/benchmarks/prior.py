@@ -334,7 +334,7 @@ def lifting(
 # ---- all of it -----------------------------------------------------------------------------------------------------
 def run(
     poses: Path, vae: VPoser | None = None, count: int = 1000, optimised: int = 200, lifted: int = 40, noise: float = 0.01,
-    weights: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0), seed: int = 0,
+    weights: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0), seed: int = 0,
 ) -> dict[str, Table]:  # fmt: skip
     """Tables by name, from frames of `scripts/retarget_mocap.py`'s held-out subjects (clips count by their lengths' root)."""
     priors = Priors.of(vae)

@@ -13,16 +13,16 @@ from body3d.commands.shared import DONE
 class Bench:
     """Print figures of docs/benchmarks.md."""
 
-    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift", "train"]]
-    """views: synthetic views of held-out motion capture; photos: a folder of photos; one: time and memory of one photo; data: how
-    fast the loaders are, on LSPET's folder; lift: lifters trained and scored on motion capture; train: how fast
-    they train (needs no path)."""
+    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift", "train", "fit"]]
+    """views: synthetic views of held-out motion capture; fit: the same, with everything else about the fit; photos: a folder of
+    photos; one: time and memory of one photo; data: how fast the loaders are, on LSPET's folder; lift: lifters trained and scored
+    on motion capture; train: how fast they train (needs no path)."""
     path: tyro.conf.Positional[Path] = Path(".")
-    """views: the file of scripts/retarget_mocap.py; photos, data, lift: a folder; one: a photo."""
+    """views, fit: the file of scripts/retarget_mocap.py; photos, data, lift: a folder; one: a photo."""
     count: int = 40
-    """views: how many."""
+    """views, fit: how many."""
     seed: int = 0
-    """views: which ones."""
+    """views, fit: which ones."""
     every: int = 1
     """photos: take every n-th."""
     runs: Path = Path("runs/bench_lift")
@@ -39,6 +39,10 @@ def bench(args: Bench) -> int:
         from body3d.benchmarks.views import run as run_views
 
         table = run_views(args.path, args.count, args.seed)
+    elif args.what == "fit":
+        from body3d.benchmarks.fit import run as run_fit
+
+        table = run_fit(args.path, args.count, args.seed)
     elif args.what == "data":
         from body3d.benchmarks.data import run as run_data
 

@@ -53,5 +53,8 @@ def focal_costs(
     ]
     seen = [to_common(keypoints, c) for c in cameras]
     everybody = replace(keypoints, xy=torch.cat([s.xy for s in seen]), conf=torch.cat([s.conf for s in seen]))
-    results = fit(model, everybody, COMMON, options=replace(options, stages=SMPLIFYX_STAGES[:4], exchange=False))
+    # Every keypoint is believed alike, or each camera would get the noise that excuses it.
+    plain = replace(options.trust, usual_residual=None)
+    options = replace(options, stages=SMPLIFYX_STAGES[:4], exchange=False, trust=plain)
+    results = fit(model, everybody, COMMON, options=options)
     return keypoints.xy.new_tensor([sum(r.terms.values()) for r in results]).view(len(focals), -1).sum(1)

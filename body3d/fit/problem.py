@@ -61,7 +61,8 @@ class Trust:
     direction_sigma: float = 0.06  # metres, of the bones of a 3D pose that comes without deviations
     height: float | None = None  # metres, of the people, if it is known
     height_sigma: float = 0.02  # metres: how far a known height is from the model's
-    usual_height: tuple[float, float] = (1.7, 0.3)  # metres, where nothing is known: mean and deviation, beside the shape's own
+    # Metres, where nothing is known: mean and deviation, beside what the prior on the shape says.
+    usual_height: tuple[float, float] = (1.7, 0.3)
 
 
 # Keypoints that do not pull: annotators differ too much about them (SMPLify-X: neck and both hips).

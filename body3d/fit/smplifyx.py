@@ -31,6 +31,7 @@ from body3d.fit.findings import CONFIDENT, find
 from body3d.fit.given import Given3D, check_given, detector_3d
 from body3d.fit.problem import Problem, Solver, Stage, Trust
 from body3d.fit.starts import (
+    BELIEF,
     SWAP_COST,
     Rows,
     ambiguities,
@@ -161,7 +162,8 @@ def _fit(
     joints = problem.model.subset(problem.model.joints.names)(params)
     sure = mixed(each, joints, params, rows.cost, stage, best, by_person(rows.people))
     terms = counted.terms(rows.x[best], target[best], stage)
-    terms["belief"] = _noise_cost(counted, target[best].conf, rows.belief[best], stage)
+    if options.trust.usual_residual is not None:
+        terms["belief"] = _noise_cost(counted, target[best].conf, rows.belief[best], stage)
     gaps = ambiguities(rows.cost, points, rows.people, best)
     pixels = problem.camera.project(points[best])
     seconds = (time.perf_counter() - began) / len(best)
@@ -197,9 +199,9 @@ def _noise_cost(
     problem: Problem, conf: Float[Tensor, "N K"], belief: Float[Tensor, " N"], stage: Stage
 ) -> Float[Tensor, " N"]:
     """What believing keypoints less costs, so that sums of terms can be compared between bodies and cameras: the logarithm of
-    the standard deviation that belongs to a Gaussian's likelihood, for both coordinates of each keypoint."""
+    the standard deviation that belongs to a Gaussian's likelihood, for both coordinates of each keypoint. 0 at full belief."""
     counts = ((conf > 0) & (problem.weights(stage) > 0)).sum(1)
-    return -NATURAL * stage.pose**2 * 2 * counts * belief.log()
+    return NATURAL * stage.pose**2 * 2 * counts * (BELIEF[1] / belief).log()
 
 
 AMBIGUOUS = 0.05  # of the cost: less than this makes a second solution as good

@@ -13,7 +13,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from body3d.augment import COCO_TRAINING, Augmentation
-from body3d.checkpoints import load_imagenet
 from body3d.codecs import Places
 from body3d.crop import apply, invert
 from body3d.datasets.mpii import MPII
@@ -21,6 +20,7 @@ from body3d.datasets.people import People, ScoredPeople
 from body3d.errors import InputError
 from body3d.geometry import rescale
 from body3d.joint_set import JointSet
+from body3d.learn.begin import begin_from
 from body3d.learn.crops import Crops, PhotoSet, compose
 from body3d.metrics.oks import Found, coco_ap
 from body3d.metrics.pck import pck, torso_size
@@ -222,9 +222,7 @@ class PoseRun:
     clean: int = 0  # epochs before the augmentation's `drop` begins
     flip_test: bool = True
     layer_decay: float | None = None
-    start: Path | None = (
-        None  # a classifier's weights that the trunk begins from (ResNets, HRNets), such as torchvision's
-    )
+    start: Path | None = None  # weights that the trunk begins from (`begin_from`)
     steps: int | None = None  # batches per epoch; None: all people once
     workers: int | None = None  # processes that make crops; None: as many as there are cores to spare, at most 8
     memory: float = 4.0  # GB that photos may take; sets that need more are read anew in every epoch
@@ -235,7 +233,7 @@ class PoseRun:
         torch.manual_seed(self.plan.seed)
         net = self.net(training.joints).to(device)
         if self.start is not None:
-            _begin_from(net, self.start)
+            begin_from(net, self.start)
         places: Places = getattr(net.codec, "places", "pixel")
         reach = 1 + self.augment.scale
         cut = lambda people, rows, reach: Crops(people, rows, self.data, net.size, places, reach, self.memory)
@@ -251,10 +249,3 @@ class PoseRun:
             self.layer_decay,
             min(8, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers,
         )
-
-
-def _begin_from(net: PoseNet, path: Path) -> None:
-    trunk = getattr(net.net, "trunk", None) or getattr(net.net, "stem", None)
-    if not isinstance(trunk, nn.Module) or not hasattr(trunk, "layer1"):
-        raise InputError(f"--start {path}: only ResNets and HRNets begin from a classifier's weights here")
-    load_imagenet(trunk, path)
