@@ -194,7 +194,8 @@ def takes(count: int) -> Takes:
     xy = xyz[..., :2] / xyz[..., 2:] * focal[:, None]
     one = lambda value: torch.tensor([value])
     return Takes(
-        H36M16, xy, torch.ones(count, 16), xyz, focal, centre, torch.zeros(count, dtype=torch.int64),
+        H36M16, xy, torch.ones(count, 16), xyz, focal, centre, torch.ones(count, dtype=torch.bool),
+        torch.zeros(count, dtype=torch.int64),
         one(0), one(count), one(0), ("anything",),
     )  # fmt: skip
 

@@ -117,7 +117,7 @@ def matching(mocap: Path, studio: Takes, unseen: Takes, noisy: bool) -> dict[str
     noise = detector_noise(studio.joints) if noisy else None
     out: dict[str, list[tuple[float, float]]] = {}
     for takes in (studio, unseen):
-        index = torch.linspace(0, len(takes) - 1, QUERIES).long()
+        index = takes.index[torch.linspace(0, len(takes.index) - 1, QUERIES).long()]
         for name, row in _matching_rows(few, many, *queries(takes, index, noise)).items():
             out.setdefault(name, []).append(row)
     return out

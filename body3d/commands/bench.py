@@ -13,12 +13,12 @@ from body3d.commands.shared import DONE
 class Bench:
     """Print figures of docs/benchmarks.md."""
 
-    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift", "train", "fit"]]
+    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift", "train", "fit", "prior"]]
     """views: synthetic views of held-out motion capture; fit: the same, with everything else about the fit; photos: a folder of
     photos; one: time and memory of one photo; data: how fast the loaders are, on LSPET's folder; lift: lifters trained and scored
-    on motion capture; train: how fast they train (needs no path)."""
+    on motion capture; train: how fast they train (needs no path); prior: the two pose priors."""
     path: tyro.conf.Positional[Path] = Path(".")
-    """views, fit: the file of scripts/retarget_mocap.py; photos, data, lift: a folder; one: a photo."""
+    """views, fit, prior: the file of scripts/retarget_mocap.py; photos, data, lift: a folder; one: a photo."""
     count: int = 40
     """views, fit: how many."""
     seed: int = 0
@@ -43,6 +43,12 @@ def bench(args: Bench) -> int:
         from body3d.benchmarks.fit import run as run_fit
 
         table = run_fit(args.path, args.count, args.seed)
+    elif args.what == "prior":
+        from body3d.benchmarks.prior import run as run_prior
+        from body3d.benchmarks.prior import text
+
+        print(text(run_prior(args.path)))
+        return DONE
     elif args.what == "data":
         from body3d.benchmarks.data import run as run_data
 

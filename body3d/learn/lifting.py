@@ -131,7 +131,7 @@ class LiftTask(Task):
         self.std3d = lifter.std3d
         self.training, self.validation, self.every = training, validation, every
         self.batch, self.loss, self.flip, self.noise, self.before_epoch = batch, loss, flip, noise, before_epoch
-        frames = len(training(torch.Generator(validation.xy.device).manual_seed(0)))
+        frames = len(training(torch.Generator(validation.xy.device).manual_seed(0)).index)
         self._steps = min(steps or frames, math.ceil(frames / batch))
 
     def steps(self) -> int:
@@ -140,7 +140,7 @@ class LiftTask(Task):
     def batches(self, epoch: int, random: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         self.before_epoch(epoch, self.modules["lifter"])
         takes = self.training(random)
-        order = torch.randperm(len(takes), generator=random, device=random.device)
+        order = takes.index[torch.randperm(len(takes.index), generator=random, device=random.device)]
         for index in order[: self._steps * self.batch].split(self.batch):
             xy, xyz = takes.windows(index, self.frames, self.causal), takes.relative(index)
             if self.noise is not None:
@@ -203,7 +203,7 @@ def score(
         predict = lifter
     random = torch.Generator(takes.xy.device).manual_seed(0)
     errors, aligned = [], []
-    index = torch.arange(0, len(takes), every, device=takes.xy.device)
+    index = takes.index[::every]
     for part in index.split(CHUNK):
         xy, xyz = takes.windows(part, frames or 1, causal or False), takes.relative(part)
         predicted = predict(xy if noise is None else noise(xy, random))

@@ -105,7 +105,7 @@ class PoseAugTask(Task):
     def batches(self, epoch: int, random: torch.Generator) -> Iterator[PoseAugBatch]:
         self.epoch, self.count, self.random = epoch, 0, random
         takes = self.lifting.training(random)
-        order = torch.randperm(len(takes), generator=random, device=random.device)
+        order = takes.index[torch.randperm(len(takes.index), generator=random, device=random.device)]
         for index in order[: self.steps() * self.lifting.batch].split(self.lifting.batch):
             xy = self._seen(takes.xy[index])
             yield PoseAugBatch(xy, takes.xyz[index], takes.focal[index], takes.centre[index])

@@ -33,8 +33,7 @@ class Lifter(nn.Module):
 
     def standardise(self, takes: Takes) -> "Lifter":
         """Take the means and deviations from training data; a coordinate that never changes keeps the deviation 1."""
-        every = torch.arange(len(takes), device=takes.xy.device)
-        for name, points in (("2d", takes.xy), ("3d", takes.relative(every))):
+        for name, points in (("2d", takes.xy[takes.index]), ("3d", takes.relative(takes.index))):
             std = points.std(0)
             self.get_buffer(f"mean{name}").copy_(points.mean(0))
             self.get_buffer(f"std{name}").copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))

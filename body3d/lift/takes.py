@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from body3d.camera import distort
@@ -40,6 +40,7 @@ class Takes(Tensors):
     xyz: Float[Tensor, "F J 3"]  # metres, camera frame
     focal: Float[Tensor, "F 2"]  # the camera in screen coordinates: x_screen = focal x/z + centre (distortion left out)
     centre: Float[Tensor, "F 2"]
+    counted: Bool[Tensor, " F"]  # whether a frame is trained and scored on; the others are only neighbours in windows
     take: Int[Tensor, " F"]  # which take a frame belongs to
     start: Int[Tensor, " K"]  # its first frame
     stop: Int[Tensor, " K"]  # and the one after its last
@@ -80,6 +81,7 @@ class Takes(Tensors):
         return Takes(
             joints=joints,
             **{key: torch.cat(value) for key, value in parts.items()},
+            counted=torch.ones(sum(lengths), dtype=torch.bool),
             take=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
             start=stop - torch.tensor(lengths),
             stop=stop,
@@ -89,6 +91,11 @@ class Takes(Tensors):
 
     def __len__(self) -> int:
         return len(self.take)
+
+    @property
+    def index(self) -> Int[Tensor, " N"]:
+        """The frames that count."""
+        return self.counted.nonzero()[:, 0]
 
     def relative(self, index: Int[Tensor, "*B"]) -> Float[Tensor, "*B J 3"]:
         """3D from the root, metres."""
@@ -162,7 +169,8 @@ def studio_cameras(name: str, clips: int, subject: str = "S1") -> Cameras:
     assert camera.distortion is not None, "Human3.6M's cameras have one"
     focal = camera.K[[0, 1], [0, 1]] * 2 / width
     centre = to_screen(camera.K[:2, 2], width, height)
-    return Cameras(camera.R, camera.t, focal, centre, camera.distortion).map(lambda x: x.expand(clips, *x.shape))
+    each = (x.expand(clips, *x.shape) for x in (camera.R, camera.t, focal, centre, camera.distortion))
+    return Cameras(*each)
 
 
 @dataclass(frozen=True)
@@ -226,7 +234,8 @@ class MocapScene(Tensors):
 
     def takes(self, views: Iterable[Cameras], random: torch.Generator, mirror: bool = False) -> Takes:
         """The scene once per view, every clip turned about the vertical and put down within half a metre of the middle at
-        random, half of the clips mirrored if asked for. A take is a clip seen by one camera."""
+        random, half of the clips mirrored if asked for. A take is a clip seen by one camera; frames of people whom the image
+        cuts do not count."""
         return _join([self._seen(cameras, random, mirror) for cameras in views])
 
     def _seen(self, cameras: Cameras, random: torch.Generator, mirror: bool) -> Takes:
@@ -240,11 +249,14 @@ class MocapScene(Tensors):
             world = torch.where((rand(clips) < 0.5)[self.clip][:, None, None], swapped, world)
         R, t = cameras.R @ turn, cameras.t + (cameras.R @ place[..., None])[..., 0]
         xyz = world @ R[self.clip].mT + t[self.clip][:, None]
-        xy = distort(xyz[..., :2] / xyz[..., 2:], cameras.distortion[self.clip][:, None])
+        # Lens models hold near the axis only: further out than 45 degrees is put there, as VideoPose3D does.
+        flat = (xyz[..., :2] / xyz[..., 2:].clamp_min(0.1)).clamp(-1, 1)
+        xy = distort(flat, cameras.distortion[self.clip][:, None])
         focal, centre = cameras.focal[self.clip], cameras.centre[self.clip]
         xy = xy * focal[:, None] + centre[:, None]
+        whole = (xy.abs() <= 1).all(-1).all(-1) & (xyz[..., 2] > 0.1).all(-1)
         return Takes(
-            H36M17, xy, torch.ones_like(xy[..., 0]), xyz, focal, centre,
+            H36M17, xy, torch.ones_like(xy[..., 0]), xyz, focal, centre, whole,
             self.clip, self.start, self.stop, self.action, self.subjects,
         )  # fmt: skip
 
@@ -255,6 +267,7 @@ def _join(parts: list[Takes]) -> Takes:
     cat = lambda name: torch.cat([getattr(p, name) for p in parts])
     shifted = lambda name, step: torch.cat([getattr(p, name) + k * step for k, p in enumerate(parts)])
     return Takes(
-        one.joints, cat("xy"), cat("conf"), cat("xyz"), cat("focal"), cat("centre"), shifted("take", len(one.start)),
+        one.joints, cat("xy"), cat("conf"), cat("xyz"), cat("focal"), cat("centre"), cat("counted"),
+        shifted("take", len(one.start)),
         shifted("start", len(one)), shifted("stop", len(one)), cat("action"), one.actions,
     )  # fmt: skip
