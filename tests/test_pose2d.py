@@ -59,7 +59,8 @@ run = PoseRun(
 
 
 def colour(joint: int) -> tuple[int, int, int]:
-    return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(joint / len(LSP14), 1, 1))
+    r, g, b = (round(255 * v) for v in colorsys.hsv_to_rgb(joint / len(LSP14), 1, 1))
+    return r, g, b
 
 
 def draw(folder: Path, count: int, side: int, dot: int, seed: int = 0) -> np.ndarray:
@@ -205,9 +206,9 @@ def test_joints_of_network_and_photos_must_be_the_same(photos):
         cpu(eight(photos, net=lambda joints: small(MPII16, size=SIZE)))
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
-def test_every_config_can_be_read(file):
-    assert read_config(file).plan.epochs > 0
+def test_runs_of_every_kind_can_be_read():
+    for name in ("lspet_small", "h36m_simple_baseline", "embedded_lifter", "pose_vae"):
+        assert read_config(CONFIGS / f"{name}.py").plan.epochs > 0
 
 
 @pytest.mark.parametrize(
@@ -320,9 +321,8 @@ def test_mpii_crops_are_those_of_hrnet():
 
 def test_maps_are_composed_in_the_order_said():
     random = torch.Generator().manual_seed(0)
-    a, b = (
-        crop_matrix(*(torch.rand(n, generator=random).double() for n in ((5, 2), (5,), (5,))), SIZE) for _ in range(2)
-    )
+    rand = lambda *shape: torch.rand(*shape, generator=random).double()
+    a, b = (crop_matrix(rand(5, 2), rand(5), rand(5), SIZE) for _ in range(2))
     xy = torch.rand(5, 3, 2, generator=random).double()
     torch.testing.assert_close(apply(compose(a, b), xy), apply(a, apply(b, xy)))
     torch.testing.assert_close(apply(compose(invert(a), a), xy), xy)
@@ -403,11 +403,8 @@ def test_only_weights_decay_and_every_parameter_is_in_one_group(photos):
 def test_the_loop_scales_the_learning_rate_of_a_group(photos, tmp_path):
     class Halved(PoseTask):
         def groups(self, name):
-            head = list(self.modules[name].net.head.parameters())
-            return [
-                {"params": list(self.modules[name].net.trunk.parameters()), "scale": 0.0},
-                {"params": head, "scale": 1.0},
-            ]
+            part = lambda which: list(self.modules[name].get_submodule(f"net.{which}").parameters())
+            return [{"params": part("trunk"), "scale": 0.0}, {"params": part("head"), "scale": 1.0}]
 
     run = eight(photos, plan=Plan(epochs=1, lr=1e-2, weight_decay=0.1, optimizer="rmsprop"))
     task = cpu(run)

@@ -137,7 +137,10 @@ class PoseTask(Task):
         seen = replace(seen, conf=torch.ones_like(seen.conf))
         tiles = {}
         for k, i in enumerate(index.tolist()):
-            pair = [draw_keypoints(large[k], replace(p[k], xy=rescale(p[k].xy, factor))) for p in (seen, true)]
+            pair = [
+                draw_keypoints(large[k], replace(p[k], xy=rescale(p[k].xy, float(factor))), thickness=3.0)
+                for p in (seen, true)
+            ]
             tiles[crops.people.ids[crops.rows[i]][-24:]] = np.concatenate(pair, 1)
         return contact_sheet(tiles, columns=4)
 

@@ -46,8 +46,7 @@ class Chain(nn.Module):
     `embedding` channels at the resolution of the `hidden` ones. W_t and all W_it are one convolution over the hidden state and
     the embedded maps.
 
-    The paper gives no widths, no kernels and no layers of e: those are chosen here, as is batch norm. It names an Inception and a
-    ResNet-50 as encoders.
+    Widths, kernels, the layers of e and batch norm are chosen here.
     """
 
     def __init__(
@@ -265,7 +264,7 @@ def chained(
 ) -> PoseNet:
     """The paper's chain on a ResNet-50, maps at stride 4: 33.3 million weights for MPII, by our choice of widths.
 
-    The paper's crops are 299 pixels; here both sides are multiples of 32. `weights`: of this project.
+    Both sides of the crop are multiples of 32. `weights`: of this project.
     """
     return _loaded(ChainedPoseNet(Chain(chain_order(joints), resnet50()), codec, joints, size), weights)
 

@@ -183,7 +183,7 @@ _CODEC = Heatmap(sigma=1.0, decoder=quarter_shift, rounded=True)  # as the hourg
 def mca(
     joints: JointSet = MPII16, codec: Codec = _CODEC, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
-    """The paper's network, 58.4 million weights for MPII (our count; the paper gives none). `weights`: of this project.
+    """The paper's network, 58.4 million weights for MPII (our count). `weights`: of this project.
 
     In each stack the attention maps of all resolutions of the hourglass, brought to the finest by nearest neighbours, are added
     up.
