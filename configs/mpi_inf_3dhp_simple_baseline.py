@@ -8,7 +8,7 @@ from body3d.train import Exponential, Plan
 run = LifterRun(
     data=MPIINF3DHPFiles(),
     net=lambda joints: SimpleBaseline3D(2 * len(joints), 3 * len(joints)),
-    plan=Plan(epochs=100, lr=1e-3, schedule=Exponential(0.96, every=4)),
+    plan=Plan(epochs=100, lr=1e-3, schedule=Exponential(0.96, every=4.0)),
     batch=64,
     joints=MPI_INF_3DHP17,
     loss="mse",

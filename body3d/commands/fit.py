@@ -130,7 +130,7 @@ def _fit_some(args: Fit, models: dict, how, todo: list[tuple[Path, Path]], first
     from body3d.pipeline import fit_seen, see
 
     codes, seen = [], []
-    bar = tqdm(todo, desc="looking", initial=first, total=of, leave=False, disable=of == 1)
+    bar = tqdm(todo, desc="looking", initial=first, total=of, leave=False, disable=True if of == 1 else None)
     for image, folder in bar:
         try:
             detections = None

@@ -33,7 +33,9 @@ def draw_keypoints(
         drawn = points[sure >= min_conf]
         if not len(drawn):
             continue
-        line = thickness or min(max(1.5, 0.01 * np.ptp(drawn, axis=0).max()), max(2.0, 0.006 * max(image.shape[:2])))
+        line = thickness or min(
+            max(1.5, 0.01 * float(np.ptp(drawn, axis=0).max())), max(2.0, 0.006 * max(image.shape[:2]))
+        )
         for parent, child in joints.bones:
             if (opacity := float(min(sure[parent], sure[child]))) >= min_conf:
                 colour = colours[child] if colours[child] != MIDDLE else colours[parent]
