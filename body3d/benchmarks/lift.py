@@ -16,12 +16,12 @@ from torch import Tensor
 from body3d.camera import Camera
 from body3d.learn.configs import read_config
 from body3d.learn.lifting import FreeMocap, LifterRun, LiftTask, detector_noise, score
-from body3d.learn.poseaug_training import PoseAugTask
+from body3d.learn.poseaug_training import PoseAugRun, PoseAugTask
 from body3d.lift.matching import Library, match, turntable
 from body3d.lift.takes import MocapScene, Takes
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
 from body3d.skeletons import H36M16
-from body3d.train import LAST, read_checkpoint, train
+from body3d.train import LAST, Cosine, read_checkpoint, train
 from body3d.types import Keypoints2D, Keypoints3D
 
 AZIMUTHS, ELEVATIONS = 24, (-15.0, 0.0, 15.0, 30.0, 45.0)  # of the library's cameras
@@ -38,6 +38,7 @@ class Trained:
 
     name: str
     run: LifterRun
+    start: str | None = None  # the row whose lifter of the same seed it goes on from
 
 
 def bench_lift(mocap: Path, configs: Sequence[Trained], runs: Path, seeds: int, noisy: bool = False) -> dict[str, Row]:
@@ -48,18 +49,20 @@ def bench_lift(mocap: Path, configs: Sequence[Trained], runs: Path, seeds: int, 
     for name, (studio, unseen) in matching(mocap, takes["studio"], takes["unseen"], noisy).items():
         table[name] = _row([studio], [unseen])
     for trained in configs:
-        found = [_train_and_score(trained.run, mocap, runs, trained.name, seed, noisy, takes) for seed in range(seeds)]
+        found = [_train_and_score(trained, mocap, runs, seed, noisy, takes) for seed in range(seeds)]
         table[trained.name] = _row([f["studio"] for f in found], [f["unseen"] for f in found])
     return table
 
 
 def _train_and_score(
-    run: LifterRun, mocap: Path, runs: Path, name: str, seed: int, noisy: bool, takes: dict[str, Takes]
+    trained: Trained, mocap: Path, runs: Path, seed: int, noisy: bool, takes: dict[str, Takes]
 ) -> dict[str, tuple[float, float]]:
-    folder = runs / f"{name.replace(' ', '_')}{'_noisy' if noisy else ''}_{seed}"
-    run = replace(run, plan=replace(run.plan, seed=seed), noisy=noisy)
+    home = lambda name: runs / f"{name.replace(' ', '_')}{'_noisy' if noisy else ''}_{seed}"
+    folder, run = home(trained.name), replace(trained.run, plan=replace(trained.run.plan, seed=seed), noisy=noisy)
+    if trained.start is not None and isinstance(run, PoseAugRun):
+        run = replace(run, start=home(trained.start) / LAST)
     task = run.task(mocap, torch.device("cpu"))
-    train(task, run.plan, folder, resume=(folder / LAST).exists(), cpu=True, description=name)
+    train(task, run.plan, folder, resume=(folder / LAST).exists(), cpu=True, description=trained.name)
     # The last weights, not those that were best on the people that are scored.
     lifter = task.modules["lifter"].eval()
     lifter.load_state_dict(read_checkpoint(folder / LAST)["modules"]["lifter"])
@@ -151,15 +154,10 @@ def standard(configs: Path) -> list[Trained]:
     baseline, poseaug, temporal = (run for run in runs.values() if isinstance(run, LifterRun))
     return [
         Trained("SimpleBaseline", baseline),
-        # As long as PoseAug's.
         Trained(
             "SimpleBaseline, 16 joints",
-            replace(
-                baseline,
-                joints=H36M16,
-                plan=replace(baseline.plan, epochs=poseaug.plan.epochs, schedule=poseaug.plan.schedule),
-            ),
+            replace(baseline, joints=H36M16, plan=replace(baseline.plan, epochs=15, schedule=Cosine(15))),
         ),
-        Trained("SimpleBaseline + PoseAug, 16 joints", poseaug),
+        Trained("SimpleBaseline + PoseAug, 16 joints", poseaug, start="SimpleBaseline, 16 joints"),
         Trained("VideoPose3D, 27 frames", temporal),
     ]

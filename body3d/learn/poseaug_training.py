@@ -170,7 +170,8 @@ def _fixed(*modules: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class PoseAugRun(LifterRun):
-    """A lifter's run with PoseAug. `start`: a lifter's checkpoint to go on from; the paper does, and all learn at 1e-4 then."""
+    """A lifter's run with PoseAug. `start`: a lifter's checkpoint to go on from (best.pt, or last.pt of a run without PoseAug); the
+    paper does, and all learn at 1e-4 then. From scratch it takes many times as long to be as good."""
 
     warmup: int = 2
     start: Path | None = None
@@ -182,7 +183,8 @@ class PoseAugRun(LifterRun):
             )
         lifting = super().task(path, device)
         if self.start is not None:
-            state = read_checkpoint(self.start).get("model", {})
+            content = read_checkpoint(self.start)
+            state = content.get("model") or content.get("modules", {}).get("lifter", {})
             try:
                 lifting.modules["lifter"].load_state_dict(state)
             except RuntimeError as error:
