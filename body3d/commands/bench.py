@@ -13,20 +13,23 @@ from body3d.commands.shared import DONE
 class Bench:
     """Print figures of docs/benchmarks.md."""
 
-    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift", "train", "fit", "prior"]]
+    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift", "train", "fit", "prior", "codecs"]]
     """views: synthetic views of held-out motion capture; fit: the same, with everything else about the fit; photos: a folder of
     photos; one: time and memory of one photo; data: how fast the loaders are, on LSPET's folder; lift: lifters trained and scored
-    on motion capture; train: how fast they train (needs no path); prior: the two pose priors."""
+    on motion capture; train: how fast they train (needs no path); prior: the two pose priors; codecs: one small network with
+    several codecs, trained on LSPET."""
     path: tyro.conf.Positional[Path] = Path(".")
-    """views, fit, prior: the file of scripts/retarget_mocap.py; photos, data, lift: a folder; one: a photo."""
+    """views, fit, prior: the file of scripts/retarget_mocap.py; photos, data, lift, codecs: a folder; one: a photo."""
     count: int = 40
     """views, fit: how many."""
     seed: int = 0
     """views, fit: which ones."""
     every: int = 1
     """photos: take every n-th."""
-    runs: Path = Path("runs/bench_lift")
-    """lift: where the trainings are kept; what is there is not done again."""
+    runs: Path | None = None
+    """lift, codecs: where the trainings are kept (runs/bench_lift, runs/bench_codecs); what is there is not done again."""
+    epochs: int = 24
+    """codecs: how long each is trained."""
     seeds: int = 3
     """lift: trainings of each method."""
     noisy: bool = False
@@ -56,7 +59,14 @@ def bench(args: Bench) -> int:
     elif args.what == "lift":
         from body3d.benchmarks.lift import bench_lift, standard
 
-        table = bench_lift(args.path, standard(Path("configs")), args.runs, args.seeds, args.noisy)
+        table = bench_lift(
+            args.path, standard(Path("configs")), args.runs or Path("runs/bench_lift"), args.seeds, args.noisy
+        )
+    elif args.what == "codecs":
+        from body3d.benchmarks.codecs import bench_codecs
+
+        runs = args.runs or Path("runs/bench_codecs")
+        table = bench_codecs(args.path, Path("configs/lspet_small.py"), runs, args.epochs)
     elif args.what == "train":
         from body3d.benchmarks.training_speed import bench_training
 
