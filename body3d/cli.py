@@ -19,6 +19,7 @@ from body3d.commands.detect import Detect, detect
 from body3d.commands.evaluate import Evaluate, evaluate
 from body3d.commands.fit import Fit, fit
 from body3d.commands.lift import Lift, lift
+from body3d.commands.regress import Regress, regress
 from body3d.commands.shared import BAD_INPUT, DONE, complain
 from body3d.commands.train import Train, train
 from body3d.commands.train_lifter import TrainLifter, train_lifter
@@ -27,13 +28,14 @@ from body3d.commands.weights import Weights, weights
 from body3d.errors import InputError, MissingExtra
 
 COMMANDS: dict[type, Callable] = {
-    Fit: fit, Detect: detect, Lift: lift, Train: train, TrainLifter: train_lifter, Evaluate: evaluate, View: view, Data: data,
-    Weights: weights, Bench: bench,
+    Fit: fit, Detect: detect, Lift: lift, Regress: regress, Train: train, TrainLifter: train_lifter, Evaluate: evaluate, View: view,
+    Data: data, Weights: weights, Bench: bench,
 }  # fmt: skip
 Command = (
     Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[Detect, tyro.conf.subcommand("detect")]
     | Annotated[Lift, tyro.conf.subcommand("lift")]
+    | Annotated[Regress, tyro.conf.subcommand("regress")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[TrainLifter, tyro.conf.subcommand("train-lifter")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]

@@ -61,6 +61,7 @@ class Seen:
     detections: Detections
     on_body: dict[str, Mixture]  # where the detector's points lie on the body
     seconds: float
+    given: tuple[Given3D, ...] = ()  # other 3D poses of the people detected: terms of the fit, and starts
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ def fit_seen(photos: Sequence[Seen], models: dict[str, BodyModel], how: How = Ho
     kinds: dict[tuple, list[int]] = {}
     for i, photo in enumerate(found):
         d = photo.detections
-        kinds.setdefault((d.keypoints.joints.name, d.world is None, not photo.on_body), []).append(i)
+        given = tuple(source.name for source in photo.given)
+        kinds.setdefault((d.keypoints.joints.name, d.world is None, not photo.on_body, given), []).append(i)
     for indices in kinds.values():
         for i, done in zip(indices, _fit_alike([found[i] for i in indices], models, how), strict=True):
             out[i] = done
@@ -234,6 +236,7 @@ def _fit_alike(photos: Sequence[Seen], models: dict[str, BodyModel], how: How) -
     )
     began = time.perf_counter()
     given = _lifted(keypoints) if how.lifter and how.method == "body3d" else []
+    given += [_cat_given(same) for same in zip(*(p.given for p in photos), strict=True)]
     lifted = time.perf_counter()
     tried = {g: _method(model, keypoints, photos, world, given, how) for g, model in models.items()}
     seconds = time.perf_counter() - lifted
@@ -301,6 +304,14 @@ def _lifted(keypoints: Keypoints2D) -> list[Given3D]:
 
 def _cat(parts: Sequence[Keypoints2D]) -> Keypoints2D:
     return Keypoints2D(torch.cat([p.xy for p in parts]), torch.cat([p.conf for p in parts]), parts[0].joints)
+
+
+def _cat_given(parts: Sequence[Given3D]) -> Given3D:
+    """One source's poses of the people of all photos."""
+    first = parts[0]
+    xyz, conf = (torch.cat([getattr(p.keypoints, name) for p in parts]) for name in ("xyz", "conf"))
+    sigma = None if first.sigma is None else torch.cat([p.sigma for p in parts if p.sigma is not None])
+    return replace(first, keypoints=replace(first.keypoints, xyz=xyz, conf=conf), sigma=sigma)
 
 
 def _nobody(photo: Seen, how: How) -> Reconstruction:

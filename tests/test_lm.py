@@ -20,7 +20,7 @@ from body3d.fit.problem import Problem, Trust
 from body3d.fit.residuals import projection_jacobian
 from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
 from body3d.fit.starts import facing
-from body3d.fit.uncertainty import NATURAL, mixed, uncertainty
+from body3d.fit.uncertainty import INDEPENDENT, NATURAL, mixed, uncertainty
 from body3d.fit.unknowns import Unknowns
 from body3d.geometry import align
 from body3d.skeletons import COCO_WHOLEBODY133
@@ -297,7 +297,8 @@ def test_deviations_are_those_of_the_inverse_curvature():
     problem, x = make_problem()
     stage, target = SMPLIFYX_STAGES[-1], target_of(problem)
     out = uncertainty(problem, x, target, stage)
-    H = problem.quadratics(x, target, stage, list(problem.unknowns.slices)).curvature / (NATURAL * stage.pose**2)
+    counted = replace(stage, directions=stage.directions * INDEPENDENT**0.5)
+    H = problem.quadratics(x, target, counted, list(problem.unknowns.slices)).curvature / (NATURAL * stage.pose**2)
     covariance = torch.linalg.inv(H)
     unknowns, names = problem.unknowns, problem.model.joints
     own = covariance.diagonal(dim1=-2, dim2=-1).sqrt()

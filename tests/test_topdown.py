@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from body3d.cli import main
 from body3d.codecs import Heatmap, udp_heatmap
 from body3d.commands.detect import Detect, detect
 from body3d.detect.files import coco_results, read_keypoints
 from body3d.detect.topdown import detect_topdown
 from body3d.errors import InputError
+from body3d.images import write_image
+from body3d.nets.hourglass import hourglass_1
 from body3d.posenet import PLAIN, PoseNet
 from body3d.skeletons import COCO17, JointSet
 from body3d.types import Boxes, Detections, Keypoints2D
@@ -89,6 +92,82 @@ def test_no_boxes_and_bad_boxes():
             detect_topdown(spots(), [image], [boxes((0, 0, 50, 50), bad)])
 
 
+def test_images_may_be_smaller_than_the_crop():
+    """24 x 18 pixels for a crop of 96 x 72: the spots are found all the same, in pixels of the image."""
+    places = {0: (5.3, 6.7), 1: (12.2, 16.1)}
+    found = detect_topdown(spots(), [photo(places, (24, 18), 1.5)], [boxes((0, 0, 18, 24))])[0]
+    for j in (0, 1):
+        assert math.dist(found.keypoints.xy[0, j].tolist(), places[j]) < 0.25
+
+
+def test_nobody_in_some_or_all_images():
+    image = photo({0: (80, 60), 1: (100, 90)})
+    none, one, *_ = detect_topdown(spots(), [image, image], [boxes(), boxes((60, 30, 130, 120))])
+    assert len(none) == 0 and none.keypoints.xy.shape == (0, 2, 2)
+    assert math.dist(one.keypoints.xy[0, 0].tolist(), (80, 60)) < 0.7
+    assert detect_topdown(spots(), [], []) == []
+
+
+def test_a_network_in_training_goes_on_training():
+    net = spots()
+    net.train()
+    detect_topdown(net, [photo({0: (80, 60)})], [boxes((60, 30, 130, 120))])
+    assert net.training
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+def said(capsys, *arguments) -> tuple[int, str]:
+    """Exit code and complaint of `body3d detect`."""
+    with pytest.raises(SystemExit) as stop:
+        main(["detect", *map(str, arguments)])
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") <= 1
+    return int(stop.value.code or 0), complaint
+
+
+@pytest.fixture(scope="module")
+def hourglass(tmp_path_factory):
+    """A checkpoint for `--net hourglass_1`, and what is in it."""
+    torch.manual_seed(0)
+    state = hourglass_1().state_dict()
+    path = tmp_path_factory.mktemp("weights") / "hourglass.pth"
+    torch.save(state, path)
+    return path, state
+
+
+def test_the_command_on_a_small_image_and_a_box_beside_it(hourglass, tmp_path, capsys):
+    write_image(tmp_path / "small.png", photo({0: (9, 9)}, (24, 18)))
+    given = (tmp_path / "small.png", "--net", "hourglass_1", "--weights", hourglass[0], "--out", tmp_path / "out")
+    given += ("--boxes", tmp_path / "boxes.json")
+    for content, code, words in (
+        ("[[0, 0, 18, 24]]", 0, ""),
+        ("[[20, 0, 30, 24]]", 2, "box 0 is [20.0, 0.0, 30.0, 24.0]: x0 y0 x1 y1 in pixels"),
+    ):
+        (tmp_path / "boxes.json").write_text(content)
+        got, complaint = said(capsys, *given)
+        assert got == code and words in complaint
+    numbers = json.loads((tmp_path / "out/small/keypoints.json").read_text())[0]["keypoints"]
+    assert len(numbers) == 3 * 16 and all(map(math.isfinite, numbers))
+
+
+def test_checkpoints_that_do_not_fit(hourglass, tmp_path, capsys):
+    """Too few weights, too many, or of another number of joints: five names of each, and how many there are beside them."""
+    state = hourglass[1]
+    lacking = {key: value for key, value in state.items() if ".layer1." not in key}
+    gone = [key.removeprefix("net.") for key in state if ".layer1." in key and not key.endswith("num_batches_tracked")]
+    more = state | {f"net.more{i}": torch.zeros(1) for i in range(7)}
+    coco = {key: value for key, value in state.items() if "score" not in key}
+    coco |= {"net.score.0.weight": torch.zeros(17, 256, 1, 1), "net.score.0.bias": torch.zeros(17)}
+    for content, words in (
+        (lacking, f"missing: {', '.join(gone[:5])} and {len(gone) - 5} more)"),
+        (more, "not known: more0, more1, more2, more3, more4 and 2 more)"),
+        (coco, "of another size: score.0.weight is 17x256x1x1, not 16x256x1x1, score.0.bias is 17, not 16)"),
+    ):
+        torch.save(content, tmp_path / "bad.pth")
+        code, complaint = said(capsys, tmp_path / "a.png", "--net", "hourglass_1", "--weights", tmp_path / "bad.pth")
+        assert code == 2 and words in complaint
+
+
 def test_results_are_read_back(tmp_path):
     torch.manual_seed(0)
     xy = 100 * torch.rand(2, 17, 2)
@@ -105,6 +184,8 @@ def test_wrong_networks_and_boxes_are_said(tmp_path):
     picture = tmp_path / "a.png"
     with pytest.raises(InputError, match="no network 'resnet'; there are embedded, .*hrnet_w32"):
         detect(Detect((picture,), net="resnet"))
+    with pytest.raises(InputError, match="no network 'pipnet_r18'"):  # without a mean shape there is none
+        detect(Detect((picture,), net="pipnet_r18", weights=picture))
     with pytest.raises(InputError, match="--net hrnet_w32 needs --weights"):
         detect(Detect((picture,), net="hrnet_w32"))
     (tmp_path / "b.json").write_text("[[1, 2, 3]]")

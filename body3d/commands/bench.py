@@ -13,21 +13,30 @@ from body3d.commands.shared import DONE
 class Bench:
     """Print figures of docs/benchmarks.md."""
 
-    what: tyro.conf.Positional[Literal["views", "photos", "one", "data", "lift", "train", "fit", "prior", "codecs"]]
-    """views: synthetic views of held-out motion capture; fit: the same, with everything else about the fit; photos: a folder of
+    what: tyro.conf.Positional[
+        Literal[
+            "views", "photos", "one", "data", "lift", "train", "fit", "published", "prior", "codecs", "regress", "nets"
+        ]
+    ]
+    """views: synthetic views of held-out motion capture; fit: the same, with everything else about the fit; published: the
+    fit against SMPLify-X as published, over the whole mesh, and its solver against L-BFGS; photos: a folder of
     photos; one: time and memory of one photo; data: how fast the loaders are, on LSPET's folder; lift: lifters trained and scored
     on motion capture; train: how fast they train (needs no path); prior: the two pose priors; codecs: one small network with
-    several codecs, trained on LSPET."""
+    several codecs, trained on LSPET; regress: direct regressors trained and scored on rendered people; nets:
+    what the 2D networks take on the processor."""
     path: tyro.conf.Positional[Path] = Path(".")
-    """views, fit, prior: the file of scripts/retarget_mocap.py; photos, data, lift, codecs: a folder; one: a photo."""
+    """views, fit, published, prior, regress: the file of scripts/retarget_mocap.py; photos, data, lift, codecs: a folder;
+    one: a photo; nets: what the networks' names begin with, else all of them."""
     count: int = 40
-    """views, fit: how many."""
+    """views, fit, published: how many (published: those of 50 are kept apart from those of 40)."""
     seed: int = 0
-    """views, fit: which ones."""
+    """views, fit, published: which ones."""
     every: int = 1
     """photos: take every n-th."""
     runs: Path | None = None
-    """lift, codecs: where the trainings are kept (runs/bench_lift, runs/bench_codecs); what is there is not done again."""
+    """lift, codecs, published, regress: where the trainings or fits are kept (runs/bench_...); what is there is not done again."""
+    minutes: float = 60.0
+    """published: CPU time for slow fits that are not there yet, of about 20 seconds each."""
     epochs: int = 24
     """codecs: how long each is trained."""
     seeds: int = 3
@@ -46,6 +55,11 @@ def bench(args: Bench) -> int:
         from body3d.benchmarks.fit import run as run_fit
 
         table = run_fit(args.path, args.count, args.seed)
+    elif args.what == "published":
+        from body3d.benchmarks.published import run as run_published
+
+        runs = args.runs or Path("runs/bench_published")
+        table = run_published(args.path, runs, args.count, args.seed, args.minutes)
     elif args.what == "prior":
         from body3d.benchmarks.prior import run as run_prior
         from body3d.benchmarks.prior import text
@@ -67,6 +81,14 @@ def bench(args: Bench) -> int:
 
         runs = args.runs or Path("runs/bench_codecs")
         table = bench_codecs(args.path, Path("configs/lspet_small.py"), runs, args.epochs)
+    elif args.what == "regress":
+        from body3d.benchmarks.regress import bench_regress
+
+        table = bench_regress(args.path, Path("configs"), args.runs or Path("runs/bench_regress"))
+    elif args.what == "nets":
+        from body3d.benchmarks.nets import bench_nets
+
+        table = bench_nets("" if args.path == Path(".") else str(args.path))
     elif args.what == "train":
         from body3d.benchmarks.training_speed import bench_training
 

@@ -18,7 +18,8 @@ class Detect:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Photos."""
     net: str = "embedded"
-    """embedded (whole body, no weights needed), or a network of body3d.nets such as vitpose_b, with --weights."""
+    """embedded (whole body, no weights needed), a network of body3d.nets such as vitpose_b with --weights, or a file.onnx of
+    RTMPose or ViTPose."""
     weights: Path | None = None
     """Its published checkpoint."""
     finder: Literal["embedded", "torchvision"] = "embedded"
@@ -58,13 +59,25 @@ def detect(args: Detect) -> int:
 
 def _network(args: Detect):
     from body3d import nets
+    from body3d.posenet import fused
 
-    build = getattr(nets, args.net, None) if args.net in nets.__all__ else None
-    if build is None or "weights" not in inspect.signature(build).parameters:
-        raise InputError(f"there is no network {args.net!r}; there are embedded, {', '.join(nets.__all__)}")
+    if args.net.lower().endswith(".onnx"):
+        from body3d.detect.onnx import read_onnx
+
+        if args.weights is not None:
+            raise InputError(f"--net {args.net} has its weights in it; leave --weights {args.weights} out")
+        return read_onnx(args.net)
+    builders = {name: getattr(nets, name) for name in nets.__all__}
+    complete = {
+        name: build
+        for name, build in builders.items()
+        if all(p.default is not p.empty for p in inspect.signature(build).parameters.values())
+    }
+    if args.net not in complete:
+        raise InputError(f"there is no network {args.net!r}; there are embedded, a file.onnx, {', '.join(complete)}")
     if args.weights is None:
         raise InputError(f"--net {args.net} needs --weights FILE: its published checkpoint")
-    return build(weights=args.weights).to(args.device).eval()
+    return fused(complete[args.net](weights=args.weights).to(args.device))
 
 
 def _detect_one(args: Detect, net, source: Path, folder: Path) -> int:
@@ -83,7 +96,7 @@ def _detect_one(args: Detect, net, source: Path, folder: Path) -> int:
     else:
         from body3d.detect.topdown import detect_topdown
 
-        boxes = given or find_boxes(image, args.finder, args.max_people, args.device)
+        boxes = find_boxes(image, args.finder, args.max_people, args.device) if given is None else given
         found = detect_topdown(net, [image], [boxes], args.flip)[0]
     if not len(found):
         complain(f"{source}: no person found")

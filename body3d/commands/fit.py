@@ -40,6 +40,10 @@ class Fit:
     """OpenPose JSON of the image or COCO JSON (results or annotations); implies the detector by its content."""
     lifter: bool = True
     """Use the shipped lifter's 3D joints as a term and a start of the fit."""
+    net: Literal["vnect", "volumetric", "mppe", "dconvmp"] | None = None
+    """Use what this network regresses from the photo as a term and a start too (`body3d regress`); needs --net-weights."""
+    net_weights: Path | None = None
+    """best.pt of a training, or a published checkpoint of the network."""
     collisions: bool = True
     """Move apart what of a body is inside itself."""
     height: float | None = None
@@ -84,8 +88,9 @@ def fit(args: Fit) -> int:
         todo = [(image, folder) for image, folder in todo if not _is_done(image, folder)]
         print(f"{len(images) - len(todo)} of {len(images)} images are done already")
     codes = [DONE]
+    net = _regressor(args)
     for first in range(0, len(todo), args.at_once):
-        codes += _fit_some(args, models, how, todo[first : first + args.at_once], first, len(todo))
+        codes += _fit_some(args, models, how, net, todo[first : first + args.at_once], first, len(todo))
     return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
 
 
@@ -109,6 +114,10 @@ def _check(args: Fit, images: tuple[Path, ...]) -> None:
         raise InputError(f"--at-once must be at least 1, got {args.at_once}")
     if args.keypoints is not None and len(images) > 1 and args.detector == "openpose-json":
         raise InputError("one OpenPose file belongs to one image; give the images one by one")
+    if (args.net is None) != (args.net_weights is None):
+        raise InputError("--net and --net-weights FILE belong together: one of them is missing")
+    if args.net is not None and args.method != "body3d":
+        raise InputError(f"--net is for --method body3d; {args.method} is as published")
     if args.detector != "embedded" and args.keypoints is None:
         raise InputError(f"--detector {args.detector} needs --keypoints FILE")
     check_device(args.device)
@@ -123,7 +132,7 @@ def _is_done(image: Path, folder: Path) -> bool:
         return False
 
 
-def _fit_some(args: Fit, models: dict, how, todo: list[tuple[Path, Path]], first: int, of: int) -> list[int]:
+def _fit_some(args: Fit, models: dict, how, net, todo: list[tuple[Path, Path]], first: int, of: int) -> list[int]:
     """Detect in each image, fit all people together, write each image's results; an exit code for each image."""
     from tqdm import tqdm
 
@@ -139,6 +148,8 @@ def _fit_some(args: Fit, models: dict, how, todo: list[tuple[Path, Path]], first
 
                 detections = read_keypoints(args.keypoints, image=image)
             photo = see(image, detections, args.focal, args.fov, args.max_people, args.device)
+            if net is not None and len(photo.detections):
+                photo = _with_regressed(args, photo, net)
         except (InputError, MissingExtra) as error:
             codes.append(_said(image, error))
             continue
@@ -160,6 +171,26 @@ def _fit_some(args: Fit, models: dict, how, todo: list[tuple[Path, Path]], first
             except (InputError, MissingExtra) as one:
                 codes.append(_said(image, one))
     return codes
+
+
+def _regressor(args: Fit):
+    if args.net is None:
+        return None
+    from body3d.nets3d.inference import read_regressor
+
+    assert args.net_weights is not None  # checked at the beginning
+    return read_regressor(args.net_weights, args.net).to(args.device)
+
+
+def _with_regressed(args: Fit, photo, net):
+    """The photo with the poses that the network regresses from the boxes of its people."""
+    from dataclasses import replace
+
+    from body3d.fit.given import Given3D
+    from body3d.nets3d.inference import regress_photo
+
+    people = regress_photo(net, photo.image, photo.camera, photo.detections.boxes.to("cpu"))
+    return replace(photo, given=(Given3D(people.keypoints3d.to(args.device), None, f"{args.net}'s 3D"),))
 
 
 def _said(image: Path, error: Exception) -> int:

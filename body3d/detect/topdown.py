@@ -32,10 +32,11 @@ def detect_topdown(
     trained with). `flip` averages with the mirrored crop. The detections' boxes are those given; their score is the box's times
     the mean confidence of the keypoints. InputError for a box that is empty, not finite or wholly outside its image.
     """
-    device = next(net.parameters()).device
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))  # a network in a file of its own has none
     places: Places = getattr(net.codec, "places", "pixel")
     owner = [i for i, found in enumerate(boxes) for _ in range(len(found.xyxy))]
-    xyxy = torch.cat([_checked(found, image.shape[:2]) for image, found in zip(images, boxes, strict=True)])
+    given = [_checked(found, image.shape[:2]) for image, found in zip(images, boxes, strict=True)]
+    xyxy = torch.cat([*given, torch.zeros(0, 4)])
     centre, width = box_to_crop(xyxy, net.size, padding)
     matrix = crop_matrix(centre, width, torch.zeros_like(width), net.size, places)
     training = net.training
@@ -51,7 +52,7 @@ def detect_topdown(
     J = len(net.joints)
     points = torch.cat([*xy, xyxy.new_zeros(0, J, 2)]), torch.cat([*conf, xyxy.new_zeros(0, J)])
     counts = [len(found.xyxy) for found in boxes]
-    people = zip(points[0].split(counts), points[1].split(counts), boxes, strict=True) if counts else ()
+    people = zip(points[0].split(counts), points[1].split(counts), boxes, strict=True)
     return [
         Detections(Keypoints2D(x, c, net.joints), Boxes(found.xyxy.cpu().float(), found.score.cpu() * c.mean(-1)))
         for x, c, found in people

@@ -35,8 +35,12 @@ class CapsuleTerm:
         self.capsules, self.unknowns = body_capsules(model, fingers), unknowns
         self.ends = PointJacobian(self.capsules.ends, self.capsules.ends.selection[:, len(model.joints) :], unknowns)
 
+    def depth(self, params: BodyParams) -> Float[Tensor, "B N"]:
+        """max(0, r1 + r2 - distance) of each pair."""
+        return self.capsules.overlap(self.capsules.ends(params), self.capsules.radii(params.shape)).depth.clamp_min(0)
+
     def __call__(self, params: BodyParams, parts: Sequence[str]) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N F"]]:
-        """max(0, r1 + r2 - distance) of each pair, and its derivatives by the unknowns that `parts` names, in that order."""
+        """`depth`, and its derivatives by the unknowns that `parts` names, in that order."""
         capsules = self.capsules
         ends, by = self.ends(params, parts)
         overlap = capsules.overlap(ends, capsules.radii(params.shape))

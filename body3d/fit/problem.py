@@ -15,6 +15,7 @@ from body3d.body.model import BodyModel
 from body3d.body.priors import BENDING, MaxMixturePrior
 from body3d.camera import Camera
 from body3d.fit import terms
+from body3d.fit.collision import CapsuleTerm
 from body3d.fit.given import Given3D, bone_matrix, bones_of, directions, ray_rotation
 from body3d.fit.lm import levenberg_marquardt
 from body3d.fit.residuals import Quadratics
@@ -46,6 +47,7 @@ class Stage:
     eyes: float = 20.0  # SMPLify-X has no prior on the eyes, so they drift
     ignored_joints: float = 0.0
     body_joints: float = 1.0
+    collision: float = 0.0  # of a metre that capsules are in each other; squared
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Problem:
             [float(source.lean) for source, bones in zip(given, stated, strict=True) for _ in bones]
         ).to(keypoints.xy)
         self.source = [s for s, bones in enumerate(stated) for _ in bones]
+        self._capsules: CapsuleTerm | None = None
         self._observe(keypoints, tuple(self.found))
         rest = (self.bone_mix @ self.points(model.zero_params(1))[0]).norm(dim=-1)
         usual = rest[self.stated].split([len(bones) for bones in stated])
@@ -185,13 +188,14 @@ class Problem:
         params: BodyParams,
         keypoints: Float[Tensor, "B K 3"],
         bones: Float[Tensor, "B M 3"],
+        depth: Float[Tensor, "B N"],
     ) -> State:
-        """What terms share, from the rows, the body they mean, its counterparts of the keypoints and its bones (m)."""
+        """What terms share, from the rows, the body they mean, its counterparts of the keypoints, its bones and `depth` (m)."""
         unit = bones / (bones.square().sum(-1, keepdim=True) + 1e-12).sqrt()
         whitened, likelihood = self.prior.components(params.pose[:, self.prior_rows])
         part = lambda name: self.unknowns.part(x, name)
         stated = unit[:, self.stated]
-        return State(part, self.camera.project(keypoints), stated, self.leans, whitened, likelihood, target)
+        return State(part, self.camera.project(keypoints), stated, self.leans, whitened, likelihood, depth, target)
 
     def ridge(self, stage: Stage) -> dict[str, float | Tensor]:
         """The parts of a row that are drawn to zero, and what the squares of their numbers count."""
@@ -205,6 +209,7 @@ class Problem:
         }
         if self.bones:
             out["lean"] = stage.directions**2 / (2 * LEAN**2)
+        out["code"] = stage.pose**2
         return {name: weight for name, weight in out.items() if self.unknowns.size(name)}
 
     def height(self, stage: Stage) -> tuple[float, float]:
@@ -218,10 +223,13 @@ class Problem:
         height, root = self.height(stage)
         out = {
             "reprojection": self.trust.data**2 * terms.data(s, self.weights(stage), self.trust.sigma),
-            "pose_prior": stage.pose**2 * s.likelihood.amin(-1),
             "bending": stage.bending * terms.bending(s, self.bending),
             "height": (root * (self.rest_height + s.part("shape") @ self.height_by_shape - height)).square(),
         }
+        if self.unknowns.latent is None:
+            out["pose_prior"] = stage.pose**2 * s.likelihood.amin(-1)
+        if stage.collision > 0:
+            out["collision"] = stage.collision**2 * s.depth.square().sum(-1)
         if self.bones:
             out["directions"] = stage.directions**2 * terms.directions(s)
         for name, weight in self.ridge(stage).items():
@@ -230,9 +238,16 @@ class Problem:
 
     def terms(self, x: Float[Tensor, "B D"], target: Target, stage: Stage) -> dict[str, Float[Tensor, " B"]]:
         """The costs of rows of unknowns."""
+        x = self.unknowns.decoded(x)
         params = self.unknowns.params(x)
         points = self.points(params)
-        return self.costs(self.state(x, target, params, self.mix @ points, self.bone_mix @ points), stage)
+        depth = self.capsules.depth(params) if stage.collision > 0 else points.new_zeros(len(x), 0)
+        return self.costs(self.state(x, target, params, self.mix @ points, self.bone_mix @ points, depth), stage)
+
+    @property
+    def capsules(self) -> CapsuleTerm:
+        self._capsules = self._capsules or CapsuleTerm(self.model, self.unknowns)
+        return self._capsules
 
     @property
     def quadratics(self) -> Quadratics:
@@ -242,6 +257,7 @@ class Problem:
     def parts(self) -> list[str]:
         """The parts of a row that a keypoint or a bone depends on; the others are best at their prior's zero."""
         idle = [n for n in DETAILS if not self.quadratics.points.moved_by(n)] + ["lean"] * (not self.leans.any())
+        idle.append("code" if self.unknowns.latent is None else "body")
         return [n for n in self.unknowns.slices if n not in idle]
 
     def minimise(
@@ -253,20 +269,28 @@ class Problem:
         free: Sequence[str] | None = None,
         solver: Solver = "lm",
     ) -> Minimum:
-        """The rows at a minimum of the stage's objective; `free` names the parts that move (default all)."""
+        """The rows at a minimum of the stage's objective; `free` names the parts that move (default all).
+
+        Where the pose is latent, "body" stands for its code.
+        """
+        x, decoded = self.unknowns.decoded(x), self.unknowns.decoded
+        if free and self.unknowns.latent is not None:
+            free = ["code" if n == "body" else n for n in free]
         if solver == "lbfgs":
             mask = self.unknowns.mask(tuple(free or self.unknowns.slices), x.device)
             cost = lambda y: torch.stack(list(self.terms(torch.where(mask > 0, y, x), target, stage).values())).sum(0)
-            return lbfgs(cost, x, iterations)
+            out = lbfgs(cost, x, iterations)
+            return replace(out, x=decoded(out.x))
         active = self.parts()
         start = x.index_fill(
             1, self.unknowns.columns([n for n in self.unknowns.slices if n not in active], x.device), 0
         )
         parts = [n for n in free or active if n in active]
         columns = self.unknowns.columns(parts, x.device)
-        model = lambda y, rows: self.quadratics(start[rows].index_copy(1, columns, y), target[rows], stage, parts)
+        row = lambda y, rows: decoded(start[rows].index_copy(1, columns, y))
+        model = lambda y, rows: self.quadratics(row(y, rows), target[rows], stage, parts)
         out = levenberg_marquardt(model, start[:, columns], iterations, TOLERANCE)
-        return replace(out, x=start.index_copy(1, columns, out.x))
+        return replace(out, x=decoded(start.index_copy(1, columns, out.x)))
 
 
 def _swapped(names: tuple[str, ...], limb: tuple[str, ...]) -> list[int]:

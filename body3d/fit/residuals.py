@@ -77,9 +77,15 @@ class Quadratics:
         problem = self.problem
         K, M = len(problem.names), len(problem.bones)
         params = problem.unknowns.params(x)
-        points, jacobian = self.points(params, parts)
+        by_code = self._by_code(x, parts)
+        turned = parts if by_code is None else ["body" if n == "code" else n for n in parts]
+        points, jacobian = self.points(params, turned)
+        jacobian = self._coded(jacobian, by_code, parts)
         keypoints, bones = points.split([K, M], 1)
-        state = problem.state(x, target, params, keypoints, bones)
+        depth, by_depth = points.new_zeros(len(x), 0), None
+        if stage.collision > 0:
+            depth, by_depth = problem.capsules(params, turned)
+        state = problem.state(x, target, params, keypoints, bones, depth)
         cost = torch.stack(list(problem.costs(state, stage).values())).sum(0)
 
         r, J = self._reprojection(state, stage, keypoints, jacobian[:, :, :K])
@@ -87,10 +93,32 @@ class Quadratics:
             lean = torch.cat([torch.full((problem.unknowns.size(n),), float(n == "lean")) for n in parts])
             of_bones = self._directions(state, stage, bones, jacobian[:, :, K:], lean.to(x))
             r, J = torch.cat([r, of_bones[0]], 1), torch.cat([J, of_bones[1]], 1)
+        if by_depth is not None:
+            r = torch.cat([r, stage.collision * depth], 1)
+            J = torch.cat([J, stage.collision * self._coded(by_depth, by_code, parts)], 1)
         gradient = 2 * (r.unsqueeze(1) @ J).squeeze(1)
         curvature = 2 * (J.mT @ J)
-        self._add_priors(state, stage, parts, gradient, curvature)
+        self._add_priors(state, stage, parts, by_code, gradient, curvature)
         return Quadratic(cost, gradient, curvature)
+
+    def _by_code(self, x: Float[Tensor, "B D"], parts: Sequence[str]) -> Float[Tensor, "B P Z"] | None:
+        """How a latent pose's rotation vectors move by its code; not at all where they are unknowns themselves."""
+        unknowns = self.problem.unknowns
+        if unknowns.latent is None or "code" not in parts:
+            return None
+        by_code = unknowns.latent.jacobian(unknowns.part(x, "code"))
+        return torch.zeros_like(by_code) if "body" in parts else by_code
+
+    def _coded(
+        self, J: Float[Tensor, "B *R G"], by_code: Float[Tensor, "B P Z"] | None, parts: Sequence[str]
+    ) -> Float[Tensor, "B *R F"]:
+        """Derivatives by `parts` from those that have the body's rotation vectors where the code stands."""
+        if by_code is None:
+            return J
+        start = sum(self.problem.unknowns.size(n) for n in parts[: list(parts).index("code")])
+        before, body, after = J.tensor_split([start, start + by_code.shape[1]], -1)
+        by_code = by_code.view(len(J), *[1] * (J.ndim - 3), *by_code.shape[1:])
+        return torch.cat([before, body @ by_code, after], -1)
 
     def _reprojection(
         self, state: State, stage: Stage, points: Tensor, jacobian: Float[Tensor, "B 3 K F"]
@@ -122,7 +150,13 @@ class Quadratics:
         return (weight.unsqueeze(-1) * e).mT.flatten(1), (factor[:, None, :, None] * J).flatten(1, 2)
 
     def _add_priors(
-        self, state: State, stage: Stage, parts: Sequence[str], gradient: Tensor, curvature: Tensor
+        self,
+        state: State,
+        stage: Stage,
+        parts: Sequence[str],
+        by_code: Tensor | None,
+        gradient: Tensor,
+        curvature: Tensor,
     ) -> None:
         """Adds everything that does not look at the image."""
         problem = self.problem
@@ -139,9 +173,13 @@ class Quadratics:
             off = problem.rest_height + state.part("shape") @ by - height
             gradient[:, at["shape"]] += 2 * root**2 * off.unsqueeze(-1) * by
             curvature[:, at["shape"], at["shape"]] += 2 * root**2 * by.unsqueeze(-1) * by
+        bent = stage.bending * problem.bending.abs() * (2 * problem.bending * state.part("body")).exp()
+        if by_code is not None and "body" not in at:
+            code = at["code"]
+            gradient[:, code] += ((2 * problem.bending * bent).unsqueeze(1) @ by_code).squeeze(1)
+            curvature[:, code, code] += by_code.mT @ ((4 * bent).unsqueeze(-1) * by_code)
         if "body" in at:
             body = at["body"]
-            bent = stage.bending * problem.bending.abs() * (2 * problem.bending * state.part("body")).exp()
             gradient[:, body] += 2 * problem.bending * bent
             diagonal[:, body] += 4 * bent
             chosen = state.likelihood.argmin(-1)

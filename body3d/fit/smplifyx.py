@@ -16,7 +16,9 @@ The published table of weights, the robustifier, the form of the priors and the 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,6 +27,7 @@ from torch import Tensor
 from body3d.body.definitions import Mixture
 from body3d.body.model import BodyModel
 from body3d.body.priors import MaxMixturePrior
+from body3d.body.vposer import shipped_vposer
 from body3d.camera import Camera
 from body3d.fit.checks import check_camera, check_enough, check_height, cleaned
 from body3d.fit.findings import CONFIDENT, find
@@ -75,6 +78,8 @@ class Options:
     keep: int = 2
     exchange: bool = True  # of left and right, where that explains the keypoints clearly better
     solver: Solver = "lm"  # L-BFGS reaches the same minima more slowly: it is the reference
+    # "latent": the code of the shipped autoencoder, drawn to zero as in SMPLify-X, in place of rotations under the mixture.
+    pose: Literal["rotations", "latent"] = "rotations"
     num_shape: int = 10
     num_expression: int = 10
     people_at_once: int = 64  # more are fitted in turn, so that memory stays bounded
@@ -106,7 +111,10 @@ def fit(
     if height is not None:
         options = replace(options, trust=replace(options.trust, height=height))
     prior = prior or MaxMixturePrior.shipped().to(keypoints.xy.device)
-    unknowns = Unknowns(model, options.num_shape, options.num_expression)
+    latent = None
+    if options.pose == "latent":
+        latent = deepcopy(shipped_vposer()).to(keypoints.xy)
+    unknowns = Unknowns(model, options.num_shape, options.num_expression, latent=latent)
     results: list[FitResult] = []
     for first in range(0, len(keypoints.xy), options.people_at_once):
         some = slice(first, first + options.people_at_once)

@@ -38,6 +38,7 @@ class State:
     leans: Float[Tensor, " M"]  # 1 where the given direction is of a source that leans
     whitened: Float[Tensor, "B C P"]  # see `MaxMixturePrior.components`
     likelihood: Float[Tensor, "B C"]
+    depth: Float[Tensor, "B N"]  # metres: how deep capsules are in each other; none where a stage does not ask
     target: Target
 
 

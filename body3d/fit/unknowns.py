@@ -9,18 +9,28 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from body3d.body.model import BodyModel
+from body3d.body.vposer import BODY_JOINTS, VPoser
+from body3d.errors import InputError
 from body3d.types import BodyParams
 
 
 @dataclass(frozen=True)
 class Unknowns:
     """Layout of a row: orient 3, transl 3, body 3 each, then what the model has of shape, hands (PCA), jaw, eyes, expression,
-    and one nuisance number."""
+    and one nuisance number.
+
+    With `latent` the body's pose follows from a code, whose numbers stand at the end: a row is then consistent once `decoded`.
+    """
 
     model: BodyModel
     num_shape: int = 10
     num_expression: int = 10
     hand_components: int = 12  # per hand, as SMPLify-X
+    latent: VPoser | None = None
+
+    def __post_init__(self):
+        if self.latent is not None and self.body_joints != BODY_JOINTS:
+            raise InputError(f"a latent pose turns the joints {', '.join(BODY_JOINTS)}; this body has others")
 
     @cached_property
     def body_joints(self) -> tuple[str, ...]:
@@ -47,6 +57,7 @@ class Unknowns:
         sizes["eyes"] = 6 if "left_eye_smplhf" in joints else 0
         sizes["expression"] = min(self.num_expression, self.model.num_expression)
         sizes["lean"] = 1  # of a given 3D pose, about the camera's x axis: a nuisance, no part of the body
+        sizes["code"] = 0 if self.latent is None else self.latent.latent
         out, start = {}, 0
         for name, size in sizes.items():
             out[name] = slice(start, start + size)
@@ -54,7 +65,7 @@ class Unknowns:
         return out
 
     def __len__(self) -> int:
-        return self.slices["lean"].stop
+        return self.slices["code"].stop
 
     def part(self, x: Float[Tensor, "B D"], name: str) -> Float[Tensor, "B P"]:
         return x[:, self.slices[name]]
@@ -101,6 +112,13 @@ class Unknowns:
         components = self.model.hand_components
         assert components is not None, "a part of a hand has no size in a body without hands"
         return components[("left_hand", "right_hand").index(part), : self.hand_components].T
+
+    def decoded(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """The rows with the pose that their codes mean."""
+        if self.latent is None:
+            return x
+        pose = self.latent.decode(self.part(x, "code")).flatten(1)
+        return torch.cat([x[:, : self.slices["body"].start], pose, x[:, self.slices["body"].stop :]], 1)
 
     def params(self, x: Float[Tensor, "B D"]) -> BodyParams:
         """The body that the rows mean, in camera space (the root's rotation holds the turn from y up to y down)."""

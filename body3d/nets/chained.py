@@ -29,7 +29,7 @@ from body3d.joint_set import JointSet
 from body3d.layers import conv_bn
 from body3d.losses import weighted_mean
 from body3d.nets.resnet import ResNet, resnet34, resnet50
-from body3d.posenet import IMAGENET, Normalise, PoseNet
+from body3d.posenet import IMAGENET, Normalise, PoseNet, of_maps
 from body3d.skeletons import MPII16
 from body3d.types import Keypoints2D
 
@@ -201,8 +201,12 @@ class ChainedPoseNet(PoseNet):
     net: Chain
     codec: CellSoftmax
 
-    def __init__(self, net: Chain, codec: CellSoftmax, joints: JointSet, size: Size, normalise: Normalise = IMAGENET):
+    def __init__(self, net: Chain, codec: Codec, joints: JointSet, size: Size, normalise: Normalise = IMAGENET):
         super().__init__(net, codec, joints, size, normalise)
+        if not isinstance(codec, CellSoftmax):
+            raise InputError(
+                f"a chain says which cell a joint is in, which {type(codec).__name__} does not read: CellSoftmax does"
+            )
         if sorted(net.order) != list(range(len(joints))):
             raise InputError(
                 f"the chain predicts {len(net.order)} joints in the order {net.order}, {joints.name} has {len(joints)}: each must "
@@ -258,7 +262,7 @@ def _embedding(hidden: int) -> nn.Sequential:
 # ---- sizes ---------------------------------------------------------------------------------------------------------
 def chained(
     joints: JointSet = MPII16,
-    codec: CellSoftmax = CellSoftmax(),
+    codec: Codec = CellSoftmax(),
     size: Size = (256, 256),
     weights: Path | str | None = None,
 ) -> PoseNet:
@@ -279,7 +283,7 @@ def chained_simplified(
 
     `weights`: of that code or of this project. `codec` is one that reads a map per joint.
     """
-    return _loaded(PoseNet(SimplifiedChain(len(joints)), codec, joints, size), weights)
+    return _loaded(of_maps(SimplifiedChain(len(joints)), codec, joints, size), weights)
 
 
 def _loaded(posenet: PoseNet, weights: Path | str | None) -> PoseNet:

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Codec, Heatmap, Size, msra_heatmap
+from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.losses import joint_mse
-from body3d.posenet import Normalise, PoseNet
+from body3d.posenet import Normalise, PoseNet, of_maps
 from body3d.skeletons import CPM14, MPII16
 
 __all__ = ["CPM", "Beliefs", "ReleasedCPM", "centre_map", "cpm", "cpm_released", "from_caffe"]
@@ -206,7 +207,7 @@ def cpm(
 
     `codec` is one that reads a map per joint; the default is how those weights were trained and are read.
     """
-    posenet = PoseNet(net := CPM(len(joints)), codec, joints, size)
+    posenet = of_maps(net := CPM(len(joints)), codec, joints, size)
     if weights is not None:
         state = read_published(weights)
         load_into(net, {_bare(key): value for key, value in state.items()}, weights)
@@ -216,11 +217,15 @@ def cpm(
 
 def cpm_released(
     joints: JointSet = CPM14,
-    codec: Beliefs = Beliefs(),
+    codec: Codec = Beliefs(),
     size: Size = (368, 368),
     weights: Path | str | None = None,
 ) -> PoseNet:
     """The authors' network for MPII and LSP. `weights`: the released Caffe model with its layers' names, as PyTorch tensors."""
+    if not isinstance(codec, Beliefs):
+        raise InputError(
+            f"the released CPM has a map of the background, which {type(codec).__name__} does not read: Beliefs does"
+        )
     normalise = Normalise((0.5, 0.5, 0.5), (1.0, 1.0, 1.0), bgr=True, scale=255 / 256)
     posenet = PoseNet(net := ReleasedCPM(len(joints)), codec, joints, size, normalise)
     if weights is not None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.checkpoints import load_into, read_published
-from body3d.codecs import Regression, Size
+from body3d.codecs import Codec, Regression, Size
 from body3d.codecs.base import to_fraction
 from body3d.codecs.regression import RegressionHead
+from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.nets.resnet import ResNet
 from body3d.posenet import Headed, PoseNet
@@ -215,7 +216,7 @@ class AlexNet(nn.Module):
 
 def deeppose(
     joints: JointSet = LSP14,
-    codec: Regression = Regression(norm=2),
+    codec: Codec = Regression(norm=2),
     size: Size = (440, 440),
     sigma: float = 2.0,
     trunk: Callable[[], AlexNet | ResNet] = AlexNet,
@@ -227,6 +228,8 @@ def deeppose(
     by stage with `Cascade.loss`; the codec's loss, which a general loop uses, trains each stage on the real estimates of the one
     before.
     """
+    if not isinstance(codec, Regression):
+        raise InputError(f"DeepPose gives coordinates, which {type(codec).__name__} does not read: Regression does")
     trunks = [trunk() for _ in range(3)]
     stages = [Headed(stage, RegressionHead(stage.channels, len(joints))) for stage in trunks]
     torso = joints.index("left_shoulder"), joints.index("right_hip")

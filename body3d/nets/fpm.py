@@ -18,7 +18,7 @@ from body3d.codecs.peaks import quarter_shift
 from body3d.joint_set import JointSet
 from body3d.layers import PreActBottleneck, conv_bn
 from body3d.nets.hourglass import Hourglass
-from body3d.posenet import Normalise, PoseNet
+from body3d.posenet import Normalise, PoseNet, of_maps
 from body3d.skeletons import MPII16
 
 __all__ = [
@@ -193,7 +193,7 @@ def pyranet_8_released(
 
 
 def _loaded(net: PyraNet, joints: JointSet, codec: Codec, size: Size, weights: Path | str | None) -> PoseNet:
-    posenet = PoseNet(net, codec, joints, size, _COLOURS)
+    posenet = of_maps(net, codec, joints, size, _COLOURS)
     if weights is not None:
         load_into(net, {key.removeprefix("net."): value for key, value in read_published(weights).items()}, weights)
         posenet.eval()

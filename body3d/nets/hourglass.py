@@ -18,7 +18,7 @@ from body3d.codecs import Codec, Heatmap, Size
 from body3d.codecs.peaks import quarter_shift
 from body3d.joint_set import JointSet
 from body3d.layers import PreActBottleneck, conv_bn
-from body3d.posenet import PLAIN, Normalise, PoseNet
+from body3d.posenet import PLAIN, Normalise, PoseNet, of_maps
 from body3d.skeletons import MPII16
 
 __all__ = [
@@ -155,7 +155,7 @@ def _hourglass(stacks: int, joints: JointSet, codec: Codec, size: Size, weights:
     state = {} if weights is None else read_published(weights)
     princeton = any(re.match(r"(model\.)?hgs\.", key) for key in state)
     net = StackedHourglass(stacks, len(joints), princeton=princeton)
-    posenet = PoseNet(net, codec, joints, size, PLAIN if princeton else _BEARPAW)
+    posenet = of_maps(net, codec, joints, size, PLAIN if princeton else _BEARPAW)
     if weights is not None:
         own = {key.removeprefix("net."): value for key, value in state.items()}
         load_into(net, from_princeton(state) if princeton else own, weights)

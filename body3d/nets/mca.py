@@ -19,7 +19,7 @@ from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import PreActBottleneck, conv_bn
 from body3d.nets.hourglass import Hourglass
-from body3d.posenet import UNIT, PoseNet
+from body3d.posenet import UNIT, PoseNet, of_maps
 from body3d.skeletons import MPII16
 
 __all__ = ["MCA", "AttendedHourglass", "CRFAttention", "HourglassResidual", "mca", "mca_released"]
@@ -201,7 +201,7 @@ def mca_released(
 
 
 def _loaded(net: MCA, joints: JointSet, codec: Codec, size: Size, weights: Path | str | None) -> PoseNet:
-    posenet = PoseNet(net, codec, joints, size, UNIT)
+    posenet = of_maps(net, codec, joints, size, UNIT)
     if weights is not None:
         load_into(net, {key.removeprefix("net."): value for key, value in read_published(weights).items()}, weights)
         posenet.eval()

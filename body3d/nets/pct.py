@@ -170,7 +170,7 @@ class TokenClassifier(nn.Module):
         hidden: tuple[int, int] = (64, 256),
     ):
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.grid = tokens, grid
         self.conv_trans = conv_bn(inputs, conv_channels, 1)
         self.conv_head = nn.Sequential(*(BasicBlock(conv_channels, conv_channels) for _ in range(2)))
         self.mixer_trans = _linear_norm(conv_channels * grid[0] * grid[1], tokens * channels)
@@ -182,6 +182,11 @@ class TokenClassifier(nn.Module):
                 nn.init.normal_(layer.weight, std=0.001)
 
     def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B M V"]:
+        if tuple(features.shape[2:]) != self.grid:
+            raise InputError(
+                f"PCT's classifier was built for feature maps of {self.grid[0]} x {self.grid[1]} cells, got "
+                f"{features.shape[2]} x {features.shape[3]}: put it on a trunk of stride 32"
+            )
         x = self.conv_head(self.conv_trans(features)).flatten(2).mT.flatten(1)
         x = self.mixer_trans(x).unflatten(1, (self.tokens, -1))
         return self.cls_pred_layer(self.mixer_norm_layer(self.mixer_head(x)))

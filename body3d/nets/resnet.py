@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from body3d.checkpoints import load_headed
 from body3d.codecs import DSNT, RLE, Codec, Integral, Likelihood, PIPNet, RealNVP, Regression, SimCC, Size, msra_heatmap
+from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import BasicBlock, Bottleneck, SqueezeExcite, deconv_layers, init_kaiming
 from body3d.posenet import IMAGENET, Headed, Normalise, PoseNet, on_trunk
@@ -191,11 +192,15 @@ def rle_r50(
 
 def rle_r50_mmpose(
     joints: JointSet = COCO17,
-    codec: RLE = RLE("mmpose", places="msra"),
+    codec: Codec = RLE("mmpose", places="msra"),
     size: Size = (256, 192),
     weights: Path | str | None = None,
 ) -> PoseNet:
     """RLE with mmpose's head (`PlainRLEHead`) and density. `weights`: a checkpoint of mmpose."""
+    if not isinstance(codec, RLE):
+        raise InputError(
+            f"this head gives coordinates and sigmas, which {type(codec).__name__} does not read: RLE does"
+        )
     trunk = resnet50()
     net = Headed(trunk, PlainRLEHead(trunk.channels, len(joints)))
     return _loaded(PoseNet(net, codec, joints, size, IMAGENET), weights)
@@ -220,6 +225,10 @@ class PlainRLEHead(nn.Module):
 # ---- coarse cells --------------------------------------------------------------------------------------------------
 def pipnet_r18(joints: JointSet, codec: PIPNet, size: Size = (256, 256), weights: Path | str | None = None) -> PoseNet:
     """PIPNet (Jin, Liao & Shao, IJCV 2021), on 8x8 cells: 12.3 million weights for 98 points. The codec needs their mean shape."""
+    if len(codec.mean_shape) != len(joints):
+        raise InputError(
+            f"the codec's mean shape has {len(codec.mean_shape)} points, {joints.name} {len(joints)} joints"
+        )
     return _loaded(on_trunk(resnet18(), codec, joints, size), weights)
 
 

@@ -5,6 +5,7 @@ Boxes come from any detector of people. Modules bear the published names, so tha
 also the network of Integral 3D (Sun et al., ECCV 2018).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.layers import deconv_layers
 from body3d.nets.resnet import resnet50
+from body3d.nets3d.trunks import NarrowResNet, narrow_pyramid
+from body3d.posenet import Trunk
 from body3d.skeletons import MPPE18, JointSet
 from body3d.types import Keypoints3D
 
 __all__ = [
     "PoseNet", "RootNet", "absolute_poses", "flip_tested", "load_posenet", "load_rootnet", "locate_roots",
-    "posenet_18", "posenet_21",
+    "posenet_18", "posenet_21", "posenet_small", "rootnet_small",
 ]  # fmt: skip
 
 SIZE, GRID = (256, 256), (64, 64)  # of a crop in pixels, of a map in cells
@@ -39,15 +42,19 @@ AREA = 2.0**2  # square metres that a person's box is taken to show
 class PoseNet(nn.Module):
     """(B, 3, H, W) to volumes of logits, (B, joints, depth, H/4, W/4), which `codecs.volume.IntegralVolume` reads.
 
-    A ResNet-50, three deconvolutions and a 1x1 convolution.
+    A ResNet-50, three deconvolutions and a 1x1 convolution. `backbone`: another trunk, which `widths` deconvolutions bring to
+    stride 4.
     """
 
-    def __init__(self, joints: int, depth: int = 64):
+    def __init__(
+        self, joints: int, depth: int = 64, backbone: Trunk | None = None, widths: Sequence[int] = (256, 256, 256)
+    ):
         super().__init__()
         self.depth = depth
-        self.backbone = resnet50()
-        volumes = _small(nn.Conv2d(256, joints * depth, 1))
-        self.head = nn.ModuleDict({"deconv_layers": deconv_layers(self.backbone.channels), "final_layer": volumes})
+        self.backbone = backbone or resnet50()
+        channels = self.backbone.channels
+        volumes = _small(nn.Conv2d((channels, *widths)[-1], joints * depth, 1))
+        self.head = nn.ModuleDict({"deconv_layers": deconv_layers(channels, widths), "final_layer": volumes})
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B J d h w"]:
         features = self.head["deconv_layers"](self.backbone(image)[-1])
@@ -58,17 +65,17 @@ class RootNet(nn.Module):
     """(B, 3, H, W) crops and their k (B,) to (B, 3): x and y of the root in cells of H/4, W/4, and its depth in the unit of k.
 
     k is the depth at which the box would show 2 m x 2 m; the network predicts by how much that is wrong (the depth is gamma k). x
-    and y are an expectation over a map.
+    and y are an expectation over a map. `backbone` and `widths` as in `PoseNet`.
     """
 
-    def __init__(self):
+    def __init__(self, backbone: Trunk | None = None, widths: Sequence[int] = (256, 256, 256)):
         super().__init__()
-        self.backbone = resnet50()
+        self.backbone = backbone or resnet50()
         channels = self.backbone.channels
         self.root = nn.ModuleDict(
             {
-                "deconv_layers": deconv_layers(channels),
-                "xy_layer": _small(nn.Conv2d(256, 1, 1)),
+                "deconv_layers": deconv_layers(channels, widths),
+                "xy_layer": _small(nn.Conv2d((channels, *widths)[-1], 1, 1)),
                 "depth_layer": _small(nn.Conv2d(channels, 1, 1)),
             }
         )
@@ -95,6 +102,18 @@ def posenet_18() -> PoseNet:
 def posenet_21() -> PoseNet:
     """MuCo-3DHP: `MUPOTS21`."""
     return PoseNet(21)
+
+
+def posenet_small(joints: int = 18, depth: int = 16) -> PoseNet:
+    """For crops of 128 x 128, which it maps to 32 x 32 cells, `depth` deep; no published weights."""
+    return PoseNet(joints, depth, narrow_pyramid(), ())
+
+
+def rootnet_small() -> RootNet:
+    """For crops of 128 x 128; before training it says that the depth is k. No published weights."""
+    network = RootNet(NarrowResNet(), (64, 64, 64))
+    nn.init.ones_(network.root["depth_layer"].bias)  # type: ignore[arg-type]
+    return network
 
 
 def load_posenet(path: Path | str) -> PoseNet:

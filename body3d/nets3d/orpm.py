@@ -18,10 +18,12 @@ from body3d.codecs.heatmap import gaussian_maps
 from body3d.codecs.locationmap import RedundantMap
 from body3d.layers import Bottleneck, conv_bn, deconv_layers
 from body3d.nets.resnet import resnet50
+from body3d.nets3d.trunks import narrow_pyramid
+from body3d.posenet import Trunk
 from body3d.skeletons import MUPOTS17, JointSet
 from body3d.types import Keypoints2D, Keypoints3D
 
-__all__ = ["ORPM", "ORPMMaps", "affinity_fields", "find_people", "heat_of_all", "orpm", "people"]
+__all__ = ["ORPM", "ORPMMaps", "affinity_fields", "find_people", "heat_of_all", "orpm", "orpm_small", "people"]
 
 
 # ---- network -------------------------------------------------------------------------------------------------------
@@ -34,16 +36,23 @@ class ORPMMaps(NamedTuple):
 class ORPM(nn.Module):
     """(B, 3, H, W) to `ORPMMaps` of H/8 x W/8; H and W must be multiples of 16.
 
-    A ResNet-50 to its third stage, and a branch for what is in the image and one for what is in space.
+    A ResNet-50 to its third stage, and a branch for what is in the image and one for what is in space. `pyramid`: another trunk
+    whose features have the maps' size already, and are a multiple of 4 channels.
     """
 
-    def __init__(self, joints: JointSet = MUPOTS17):
+    def __init__(self, joints: JointSet = MUPOTS17, pyramid: Trunk | None = None):
         super().__init__()
         self.joints = joints
-        self.trunk = resnet50()
-        self.trunk.layer4 = nn.Identity()  # each branch has a last stage of its own
-        self.image = _branch(self.trunk.widths[2], len(joints) + 2 * len(joints.bones))
-        self.space = _branch(self.trunk.widths[2], 3 * len(joints))
+        if pyramid is None:
+            resnet = resnet50()
+            resnet.layer4 = nn.Identity()  # each branch has a last stage of its own
+            branch = lambda outputs: _branch(resnet.widths[2], outputs)
+            self.trunk = resnet
+        else:
+            self.trunk = pyramid
+            branch = lambda outputs: _narrow_branch(pyramid.channels, outputs)
+        self.image = branch(len(joints) + 2 * len(joints.bones))
+        self.space = branch(3 * len(joints))
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> ORPMMaps:
         features = self.trunk(image)[-1]
@@ -57,6 +66,17 @@ def _branch(inputs: int, outputs: int) -> nn.Sequential:
         Bottleneck(inputs, 256), Bottleneck(inputs, 256), conv_bn(inputs, 256, 1), deconv_layers(256, (256,)),
         conv_bn(256, 128), nn.Conv2d(128, outputs, 1),
     )  # fmt: skip
+
+
+def _narrow_branch(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        Bottleneck(inputs, inputs // 4), Bottleneck(inputs, inputs // 4), conv_bn(inputs, 64), nn.Conv2d(64, outputs, 1)
+    )
+
+
+def orpm_small(joints: JointSet = MUPOTS17) -> ORPM:
+    """For images of 160 x 160, which it maps to 40 x 40 cells; no published weights."""
+    return ORPM(joints, narrow_pyramid())
 
 
 def orpm() -> ORPM:

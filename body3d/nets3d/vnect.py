@@ -24,7 +24,7 @@ from body3d.images import warp_crop
 from body3d.layers import init_kaiming
 from body3d.types import Keypoints2D, Keypoints3D
 
-__all__ = ["Tracker", "VNect", "averaged", "fold", "from_tensorflow", "normalised", "video"]
+__all__ = ["Tracker", "VNect", "averaged", "fold", "from_tensorflow", "normalised", "video", "vnect_small"]
 
 SIDE = 368  # pixels of a crop
 
@@ -35,37 +35,40 @@ class VNect(nn.Module):
 
     Besides each joint's place from the root, its place from its parent is predicted (`delta`) for the last layers to see, along
     with the bone lengths that follow from it. `folded`: convolutions with biases and without batch norms, as released; to train,
-    use the other form and `fold` it afterwards.
+    use the other form and `fold` it afterwards. `width` channels come out of the first convolution, and all others are multiples
+    of it; `depths` are the residual blocks of the three stages.
     """
 
-    def __init__(self, joints: int = 21, folded: bool = False):
+    def __init__(
+        self, joints: int = 21, folded: bool = False, width: int = 64, depths: tuple[int, int, int] = (3, 4, 6)
+    ):
         super().__init__()
-        self.joints = joints
-        self.conv1 = _SameConv(3, 64, 7, 2, folded=folded)
-        inputs = 64
-        for stage, depth in enumerate((3, 4, 6), 2):
-            width = 32 * 2**stage // 2
+        self.joints, self.width, self.depths = joints, width, depths
+        self.conv1 = _SameConv(3, width, 7, 2, folded=folded)
+        inputs = width
+        for stage, depth in enumerate(depths, 2):
+            inner = width * 2 ** (stage - 2)
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 2 else 1
-                block = _Residual(inputs, width, 4 * width, stride, folded)
+                block = _Residual(inputs, inner, 4 * inner, stride, folded)
                 self.add_module(f"res{stage}{'abcdef'[i]}", block)
-                inputs = 4 * width
-        self.res5a = _Residual(1024, 512, 1024, 1, folded, project=True)
+                inputs = 4 * inner
+        self.res5a = _Residual(16 * width, 8 * width, 16 * width, 1, folded, project=True)
         self.res5b = nn.ModuleDict(
             {
-                "branch2a": _SameConv(1024, 256, 1, folded=folded),
-                "branch2b": _SameConv(256, 128, 3, folded=folded),
-                "branch2c": _SameConv(128, 256, 1, folded=folded),
+                "branch2a": _SameConv(16 * width, 4 * width, 1, folded=folded),
+                "branch2b": _SameConv(4 * width, 2 * width, 3, folded=folded),
+                "branch2c": _SameConv(2 * width, 4 * width, 1, folded=folded),
             }
         )
-        self.res5c_branch1a = nn.ConvTranspose2d(256, 3 * joints, 4, 2, 1, bias=False)
-        self.res5c_branch2a = nn.ConvTranspose2d(256, 128, 4, 2, 1, bias=False)
-        self.bn5c_branch2a = nn.BatchNorm2d(128, 1e-3)
-        self.res5c_branch2b = _SameConv(128 + 4 * joints, 128, 3, folded=folded)
-        self.res5c_branch2c = nn.Conv2d(128, 4 * joints, 1, bias=False)
+        self.res5c_branch1a = nn.ConvTranspose2d(4 * width, 3 * joints, 4, 2, 1, bias=False)
+        self.res5c_branch2a = nn.ConvTranspose2d(4 * width, 2 * width, 4, 2, 1, bias=False)
+        self.bn5c_branch2a = nn.BatchNorm2d(2 * width, 1e-3)
+        self.res5c_branch2b = _SameConv(2 * width + 4 * joints, 2 * width, 3, folded=folded)
+        self.res5c_branch2c = nn.Conv2d(2 * width, 4 * joints, 1, bias=False)
         init_kaiming(self)
 
-    def trunk(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1024 h w"]:
+    def trunk(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """The features of the fourth stage, at stride 16."""
         x = F.relu(self.conv1(image), inplace=True)
         x = F.max_pool2d(_same_pad(x, 3, 2), 3, 2)
@@ -77,7 +80,7 @@ class VNect(nn.Module):
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> LocationMaps:
         return self.maps(self.trunk(image))
 
-    def maps(self, features: Float[Tensor, "B 1024 h w"]) -> LocationMaps:
+    def maps(self, features: Float[Tensor, "B C h w"]) -> LocationMaps:
         x = self.res5a(features)
         for conv in self.res5b.values():
             x = F.relu(conv(x), inplace=True)
@@ -128,10 +131,15 @@ class _Residual(nn.Module):
         return F.relu(self.branch2c(y) + (x if self.branch1 is None else self.branch1(x)), inplace=True)
 
 
+def vnect_small(joints: int = 21) -> VNect:
+    """For crops of 128 x 128, which it maps to 16 x 16 cells; no published weights."""
+    return VNect(joints, width=20, depths=(1, 2, 2))
+
+
 @torch.no_grad()
 def fold(network: VNect) -> VNect:
     """The same function (in eval mode) as a folded network: batch norms, but for one, have become weights and biases."""
-    folded = VNect(network.joints, folded=True).to(next(network.parameters()))
+    folded = VNect(network.joints, True, network.width, network.depths).to(next(network.parameters()))
     state = network.state_dict()
     for name, layer in network.named_modules():
         if isinstance(layer, _SameConv) and layer.bn is not None:

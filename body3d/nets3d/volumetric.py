@@ -5,6 +5,7 @@ read by `codecs.volume.CoarseToFine`; their depth is relative to the root. `dept
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,7 @@ __all__ = [
     "limb_lengths",
     "volumetric_2",
     "volumetric_4",
+    "volumetric_small",
 ]
 
 
@@ -29,21 +31,20 @@ class Volumetric(nn.Module):
     """(B, 3, H, W) to one (B, joints * d, H/4, W/4) per stack, joint-major; H and W must be multiples of 64.
 
     Each stack but the first sees the features of the two stacks before it (the second: those of the first and the stem's after
-    pooling) and the volume predicted last.
+    pooling) and the volume predicted last. `blocks`: residuals in a row, wherever there are several.
     """
 
-    def __init__(self, joints: int = 17, depths: Sequence[int] = (1, 2, 4, 64), width: int = 256):
+    def __init__(self, joints: int = 17, depths: Sequence[int] = (1, 2, 4, 64), width: int = 256, blocks: int = 3):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64)
-        self.layer1 = PreActBottleneck(64, 128)
-        self.layer2 = nn.Sequential(
-            PreActBottleneck(128, 128), PreActBottleneck(128, 128), PreActBottleneck(128, width)
-        )
+        half = width // 2
+        self.conv1, self.bn1 = nn.Conv2d(3, width // 4, 7, 2, 3), nn.BatchNorm2d(width // 4)
+        self.layer1 = PreActBottleneck(width // 4, half)
+        self.layer2 = _residuals(half, half, width, blocks)
         self.stacks = nn.ModuleList()
-        inputs, before = width, 128
+        inputs, before = width, half
         for i, depth in enumerate(depths):
             last = i == len(depths) - 1
-            self.stacks.append(_Stack(inputs, before, width, joints * depth, last))
+            self.stacks.append(_Stack(inputs, before, width, joints * depth, last, blocks))
             inputs, before = width + before, width
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
@@ -60,10 +61,10 @@ class Volumetric(nn.Module):
 class _Stack(nn.Module):
     """An hourglass, two 1x1 convolutions, the volume, and (but in the last) the way back into the next stack."""
 
-    def __init__(self, inputs: int, before: int, width: int, channels: int, last: bool):
+    def __init__(self, inputs: int, before: int, width: int, channels: int, last: bool, blocks: int):
         super().__init__()
         wide = 2 * width
-        self.hourglass = _Hourglass(4, inputs, width, wide)
+        self.hourglass = _Hourglass(4, inputs, width, wide, blocks)
         features = wide if last else width
         self.features = nn.Sequential(conv_bn(wide, wide, 1, bias=True), conv_bn(wide, features, 1, bias=True))
         self.score = nn.Conv2d(features, channels, 1)
@@ -82,22 +83,29 @@ class _Stack(nn.Module):
 
 
 class _Hourglass(nn.Module):
-    """Three residuals on the skip and three below it, `width` channels inside and `outputs` out.
+    """`blocks` residuals on the skip and as many below it, `width` channels inside and `outputs` out.
 
     The early form of Newell's, which the later networks of `nets.hourglass` simplify: channels change on the way.
     """
 
-    def __init__(self, depth: int, inputs: int, width: int, outputs: int):
+    def __init__(self, depth: int, inputs: int, width: int, outputs: int, blocks: int):
         super().__init__()
-        block = PreActBottleneck
-        self.skip = nn.Sequential(block(inputs, width), block(width, width), block(width, outputs))
-        self.before = nn.Sequential(block(inputs, width), block(width, width), block(width, width))
-        self.inside = _Hourglass(depth - 1, width, width, outputs) if depth > 1 else block(width, outputs)
-        self.after = block(outputs, outputs)
+        self.skip = _residuals(inputs, width, outputs, blocks)
+        self.before = _residuals(inputs, width, width, blocks)
+        if depth > 1:
+            self.inside = _Hourglass(depth - 1, width, width, outputs, blocks)
+        else:
+            self.inside = PreActBottleneck(width, outputs)
+        self.after = PreActBottleneck(outputs, outputs)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H W"]:
         below = self.after(self.inside(self.before(F.max_pool2d(x, 2))))
         return self.skip(x) + F.interpolate(below, scale_factor=2.0, mode="nearest")
+
+
+def _residuals(inputs: int, width: int, outputs: int, count: int) -> nn.Sequential:
+    channels = (inputs, *(width,) * (count - 1), outputs)
+    return nn.Sequential(*(PreActBottleneck(a, b) for a, b in pairwise(channels)))
 
 
 def volumetric_4(joints: int = 17) -> Volumetric:
@@ -107,6 +115,11 @@ def volumetric_4(joints: int = 17) -> Volumetric:
 
 def volumetric_2(joints: int = 17) -> Volumetric:
     return Volumetric(joints, (1, 64))
+
+
+def volumetric_small(joints: int = 17) -> Volumetric:
+    """For crops of 128 x 128, which it maps to 32 x 32 cells, 1 and 16 deep; no published weights."""
+    return Volumetric(joints, (1, 16), width=40, blocks=1)
 
 
 def from_torch7(state: dict[str, Tensor], network: Volumetric) -> dict[str, Tensor]:

@@ -1,0 +1,447 @@
+"""The direct regressors as wholes: a network, how it is taught and read, its joints and its crop.
+
+Training (`learn.pose3d`), `body3d regress` and the benchmark know them by these types alone. A crop is a square around a person's
+box, `MARGIN` times as large; k is the depth at which that square would be 2 m wide. What a network says is brought into one form,
+`Regressed`: metres from the root in camera axes, and where the root is.
+
+Crops away from the middle of the image are seen at an angle; as in the papers the 3D is in the camera's axes all the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from body3d.codecs.base import Size, from_grid, swap_joints, to_grid
+from body3d.codecs.locationmap import LocationMap, RedundantMap
+from body3d.codecs.volume import CoarseToFine, IntegralVolume
+from body3d.crop import apply, crop_matrix, invert
+from body3d.errors import InputError
+from body3d.nets3d import dconvmp, mppe, orpm, vnect, volumetric
+from body3d.nets3d.volumetric import back_project, depth_from_limbs
+from body3d.posenet import IMAGENET, PLAIN, Normalise
+from body3d.skeletons import H36M17, MPPE18, MUPOTS17, MUPOTS21, JointSet
+from body3d.tensors import Tensors
+
+__all__ = [
+    "BUILDERS", "Regressed", "Regressor", "RootFinder", "SceneRegressor", "Target", "View", "crop_views",
+    "dconvmp_112", "orpm_160", "orpm_320", "placed", "scene_views", "posenet_128", "posenet_256", "rootnet_128", "rootnet_256",
+    "vnect_128", "vnect_368", "volumetric_128", "volumetric_256",
+]  # fmt: skip
+
+MARGIN = 1.25  # crop over box, 3DMPPE's
+NEAREST = 0.3  # metres; nobody's root is nearer to a camera
+
+
+# ---- values --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class View(Tensors):
+    """Which part of which image crops show."""
+
+    to_crop: Float[Tensor, "B 2 3"]  # pixels of the image to those of the crop
+    K: Float[Tensor, "B 3 3"]
+    k: Float[Tensor, " B"]  # metres
+
+
+@dataclass(frozen=True)
+class Target(Tensors):
+    """What is true of the people in crops."""
+
+    xy: Float[Tensor, "B J 2"]  # pixels of the crop
+    weight: Float[Tensor, "B J"]  # 0: not known, or not in the crop
+    xyz: Float[Tensor, "B J 3"]  # metres from the root, camera axes
+    weight3d: Float[Tensor, "B J"]  # 0: not known in 3D
+    has_depth: Bool[Tensor, " B"]  # False: a photo with 2D annotation only
+    depth: Float[Tensor, " B"]  # the root's, metres
+
+
+@dataclass(frozen=True)
+class Regressed(Tensors):
+    """The people that a regressor found."""
+
+    xyz: Float[Tensor, "B J 3"]  # metres from the root, camera axes
+    root: Float[Tensor, "B 3"]  # metres, in the camera's frame
+    xy: Float[Tensor, "B J 2"]  # pixels of the image
+    conf: Float[Tensor, "B J"]
+
+
+class Decoded(NamedTuple):
+    """What a network says of crops: either z along with xy, or xyz."""
+
+    conf: Float[Tensor, "B J"]
+    xy: Float[Tensor, "B J 2"] | None = None  # pixels of the crop
+    z: Float[Tensor, "B J"] | None = None  # metres from the root
+    xyz: Float[Tensor, "B J 3"] | None = None  # metres from the root
+
+
+def crop_views(xyxy: Float[Tensor, "B 4"], K: Float[Tensor, "B 3 3"], image: Float[Tensor, "B 2"], size: Size) -> View:
+    """The crops of `size` around boxes (pixels), which are clipped to their images of `image` (height, width) pixels first.
+
+    InputError for a box of which nothing is in the image.
+    """
+    corner = image.flip(-1) - 0.5
+    low = torch.minimum(xyxy[:, :2].clamp_min(-0.5), corner)
+    high = torch.minimum(xyxy[:, 2:].clamp_min(-0.5), corner)
+    extent = high - low
+    if not (xyxy.isfinite().all(-1) & (extent > 1).all(-1)).all():
+        bad = int((~(xyxy.isfinite().all(-1) & (extent > 1).all(-1))).nonzero()[0])
+        raise InputError(
+            f"box {bad} is {[round(v, 1) for v in xyxy[bad].tolist()]}: x0 y0 x1 y1 in pixels with more than a pixel of it inside "
+            f"the image of {int(image[bad, 1])} x {int(image[bad, 0])} was expected"
+        )
+    side = MARGIN * extent.amax(-1)
+    matrix = crop_matrix((low + high) / 2, side, torch.zeros_like(side), size)
+    return View(matrix, K, 2 * (K[:, 0, 0] * K[:, 1, 1]).sqrt() / side)
+
+
+def scene_views(K: Float[Tensor, "B 3 3"], image: Float[Tensor, "B 2"], size: Size) -> View:
+    """Whole images of `image` (height, width) pixels, made to fit into `size`, their middle in its middle. k is not used."""
+    scale = (image.new_tensor(size) / image).amin(1)
+    middle = (image.flip(-1) - 1) / 2
+    matrix = crop_matrix(middle, size[1] / scale, torch.zeros_like(scale), size)
+    return View(matrix, K, torch.zeros_like(scale))
+
+
+def placed(
+    xyz: Float[Tensor, "B J 3"], xy: Float[Tensor, "B J 2"], weight: Float[Tensor, "B J"], K: Float[Tensor, "B 3 3"]
+) -> Float[Tensor, "B 3"]:
+    """Where poses (metres, camera axes) must be moved to be seen at pixels `xy`.
+
+    Linear least squares: x + tx = u (z + tz) and y + ty = v (z + tz) for every joint, u and v its ray.
+    """
+    rays = torch.linalg.solve(K, torch.cat([xy, torch.ones_like(xy[..., :1])], -1).mT).mT[..., :2]
+    w = (weight / weight.sum(1, keepdim=True).clamp_min(1e-9)).unsqueeze(-1)
+    side = xyz[..., :2] - rays * xyz[..., 2:]
+    # For a given depth the best tx, ty are means; what is left is a line in tz.
+    ray_mean, side_mean = (w * rays).sum(1, keepdim=True), (w * side).sum(1, keepdim=True)
+    spread = (w * (rays - ray_mean).square()).sum((1, 2)).clamp_min(1e-12)
+    tz = ((w * (rays - ray_mean) * (side - side_mean)).sum((1, 2)) / spread).clamp_min(NEAREST)
+    return torch.cat([ray_mean[:, 0] * tz[:, None] - side_mean[:, 0], tz[:, None]], -1)
+
+
+# ---- how each is taught and read -----------------------------------------------------------------------------------
+@runtime_checkable
+class Method(Protocol):
+    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]: ...
+
+    def decode(self, raw: Any, size: Size) -> Decoded: ...
+
+
+@dataclass(frozen=True)
+class ByLocationMaps:
+    """VNect."""
+
+    codec: LocationMap
+
+    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
+        weight3d = target.weight3d * target.has_depth[:, None]
+        return self.codec.loss(raw, target.xy, target.xyz, target.weight, weight3d, size)
+
+    def decode(self, raw: Any, size: Size) -> Decoded:
+        xy, xyz, conf = self.codec.decode(raw, size)
+        return Decoded(conf, xy, xyz=xyz)
+
+
+@dataclass(frozen=True)
+class ByCoarseToFine:
+    """Coarse to fine volumes: photos without depth teach nothing."""
+
+    codec: CoarseToFine
+
+    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
+        weight = target.weight * target.weight3d * target.has_depth[:, None]
+        return self.codec.loss(raw, target.xy, target.xyz[..., 2], weight, size)
+
+    def decode(self, raw: Any, size: Size) -> Decoded:
+        xy, z, conf = self.codec.decode(raw, size)
+        return Decoded(conf, xy, z)
+
+
+@dataclass(frozen=True)
+class ByIntegral:
+    """3DMPPE's PoseNet, Integral 3D."""
+
+    codec: IntegralVolume = field(default_factory=IntegralVolume)
+
+    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
+        return self.codec.loss(raw, target.xy, target.xyz[..., 2], target.weight, target.has_depth, size)
+
+    def decode(self, raw: Any, size: Size) -> Decoded:
+        xy, z, conf = self.codec.decode(raw, size)
+        return Decoded(conf, xy, z)
+
+
+@dataclass(frozen=True)
+class ByWindows:
+    """DconvMP; `phase` is one of `dconvmp.MULTITASK` or `dconvmp.PRETRAINED` (each a training, the second from the first)."""
+
+    target: dconvmp.PoseTarget
+    windows: dconvmp.Windows = field(default_factory=dconvmp.Windows)
+    phase: dconvmp.Phase = dconvmp.MULTITASK[0]
+
+    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
+        pose, held = self.target.encode(target.xyz), self.windows.hold(target.xy, size)
+        squares = (raw.pose - pose).square().sum(-1)
+        known = target.weight3d * target.has_depth[:, None]
+        regression = (squares * known).sum() / known.sum().clamp_min(1e-9)
+        detection = dconvmp.detection_loss(raw.windows, held, target.weight)
+        return self.phase.regression * regression + self.phase.detection * detection
+
+    def decode(self, raw: Any, size: Size) -> Decoded:
+        return Decoded(torch.ones_like(raw.pose[..., 0]), xyz=self.target.decode(raw.pose))
+
+
+# ---- wholes --------------------------------------------------------------------------------------------------------
+class _Whole(nn.Module):
+    """A network with its joints and its size; a state_dict holds which it is, so that `read_regressor` can build it again."""
+
+    def __init__(self, name: str, net: nn.Module, joints: JointSet, size: Size, normalise: Normalise):
+        super().__init__()
+        self.name, self.net, self.joints, self.size, self.normalise = name, net, joints, size, normalise
+
+    @property
+    def root(self) -> int:
+        return self.joints.parents.index(-1)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"name": self.name, "joints": self.joints.name, "size": list(self.size)}
+
+    def set_extra_state(self, state: Any) -> None:
+        if state != self.get_extra_state():
+            raise InputError(f"these weights are of {_words(state)}, not of {_words(self.get_extra_state())}")
+
+
+def _words(state: Any) -> str:
+    return (
+        f"{state.get('name')} with the joints {state.get('joints')}" if isinstance(state, dict) else "another network"
+    )
+
+
+class Regressor(_Whole):
+    """Crops (B, 3, h, w), RGB in 0..1, to the raw output that `method` reads.
+
+    `lengths` are the mean lengths (m) of the bones of `joints`, by which those that see no root depth find it.
+    """
+
+    lengths: Tensor
+
+    def __init__(
+        self, name: str, net: nn.Module, method: Method, joints: JointSet, size: Size, normalise: Normalise = IMAGENET
+    ):
+        super().__init__(name, net, joints, size, normalise)
+        self.method = method
+        self.register_buffer("lengths", torch.zeros(len(joints.bones)))
+
+    def forward(self, image: Float[Tensor, "B 3 h w"], k: Float[Tensor, " B"] | None = None) -> Any:
+        return self.net(self.normalise(image))
+
+    def loss(self, raw: Any, target: Target) -> Float[Tensor, ""]:
+        return self.method.loss(raw, target, self.size)
+
+    @torch.no_grad()
+    def regress(
+        self, image: Float[Tensor, "B 3 h w"], view: View, depth: Float[Tensor, " B"] | None = None, flip: bool = False
+    ) -> Regressed:
+        """The people in crops. `depth`: their roots', where it is known; else it is found from the size of the limbs in the image,
+        or (by a network that says nothing of the image) taken to be k. `flip`: averaged with the mirrored crop.
+        """
+        said = self.method.decode(self(image), self.size)
+        if flip:
+            said = self._averaged(said, self.method.decode(self(image.flip(-1)), self.size))
+        xy = None if said.xy is None else apply(invert(view.to_crop), said.xy)
+        if said.z is not None:
+            assert xy is not None
+            if depth is None:
+                depth = depth_from_limbs(xy, said.z, view.K, self.lengths, self.joints)
+            xyz = back_project(xy, (said.z + depth[:, None]).clamp_min(0.1), view.K)
+            root = xyz[:, self.root]
+            return Regressed(xyz - root[:, None], root, xy, said.conf)
+        assert said.xyz is not None
+        if xy is None:
+            middle = said.xyz.new_tensor([[(self.size[1] - 1) / 2, (self.size[0] - 1) / 2]])
+            at = apply(invert(view.to_crop), middle.expand(len(image), 1, 2))
+            depth = view.k if depth is None else depth
+            root = back_project(at, depth[:, None], view.K)[:, 0] - _middle(said.xyz) * said.xyz.new_tensor([1, 1, 0])
+            uvw = (said.xyz + root[:, None]) @ view.K.mT
+            return Regressed(said.xyz, root, uvw[..., :2] / uvw[..., 2:].clamp_min(1e-3), said.conf)
+        root = placed(said.xyz, xy, said.conf, view.K)
+        if depth is not None:
+            root = root * (depth / root[:, 2])[:, None]
+        return Regressed(said.xyz, root, xy, said.conf)
+
+    def _averaged(self, said: Decoded, mirrored: Decoded) -> Decoded:
+        flip = self.joints.flip
+        other = lambda x: None if x is None else swap_joints(x, flip)
+        xy, xyz = other(mirrored.xy), other(mirrored.xyz)
+        if xy is not None:
+            xy = torch.stack([self.size[1] - 1 - xy[..., 0], xy[..., 1]], -1)
+        if xyz is not None:
+            xyz = xyz * xyz.new_tensor([-1.0, 1.0, 1.0])
+        mean = lambda a, b: None if a is None else (a + b) / 2
+        conf = (said.conf + swap_joints(mirrored.conf, flip)) / 2
+        return Decoded(conf, mean(said.xy, xy), mean(said.z, other(mirrored.z)), mean(said.xyz, xyz))
+
+
+def _middle(xyz: Float[Tensor, "B J 3"]) -> Float[Tensor, "B 3"]:
+    """Of the box around a pose."""
+    return (xyz.amin(1) + xyz.amax(1)) / 2
+
+
+class RootFinder(_Whole):
+    """RootNet: crops and their k to the root's place. Depth counts in the loss in units of `unit` metres, x and y in cells."""
+
+    def __init__(
+        self, name: str, net: mppe.RootNet, joints: JointSet, size: Size, unit: float, normalise: Normalise = IMAGENET
+    ):
+        super().__init__(name, net, joints, size, normalise)
+        self.unit = unit
+        self.grid = (size[0] // 4, size[1] // 4)
+
+    def forward(self, image: Float[Tensor, "B 3 h w"], k: Float[Tensor, " B"]) -> Float[Tensor, "B 3"]:
+        return self.net(self.normalise(image), k)
+
+    def loss(self, raw: Float[Tensor, "B 3"], target: Target) -> Float[Tensor, ""]:
+        """A third of the absolute errors in x, y and (where there is depth) z."""
+        cells = to_grid(target.xy[:, self.root], self.size, self.grid)
+        xy = (raw[:, :2] - cells).abs().sum(1) * target.weight[:, self.root]
+        z = (raw[:, 2] - target.depth).abs() / self.unit * target.has_depth
+        return (xy + z).mean() / 3
+
+    @torch.no_grad()
+    def find(self, image: Float[Tensor, "B 3 h w"], view: View) -> Float[Tensor, "B 3"]:
+        """The roots in the camera's frame, metres."""
+        out = self(image, view.k)
+        xy = apply(invert(view.to_crop), from_grid(out[:, None, :2], self.grid, self.size))
+        return back_project(xy, out[:, 2:].clamp_min(NEAREST), view.K)[:, 0]
+
+
+class SceneRegressor(_Whole):
+    """ORPM: whole images (B, 3, h, w), RGB in 0..1, to the maps of everybody.
+
+    `sigma` and `width` in cells; `space` is the weight of the location maps against heat maps and fields.
+    """
+
+    def __init__(
+        self, name: str, net: orpm.ORPM, codec: RedundantMap, size: Size, stride: int, space: float, sigma: float = 1.0
+    ):
+        super().__init__(name, net, codec.joints, size, IMAGENET)
+        self.codec, self.space, self.sigma = codec, space, sigma
+        self.grid = (size[0] // stride, size[1] // stride)
+
+    def forward(self, image: Float[Tensor, "B 3 h w"]) -> orpm.ORPMMaps:
+        return self.net(self.normalise(image))
+
+    def maps(
+        self, xy: Float[Tensor, "N J 2"], visible: Bool[Tensor, "N J"], xyz: Float[Tensor, "N J 3"]
+    ) -> tuple[orpm.ORPMMaps, Bool[Tensor, "J h w"]]:
+        """What the network should say of one image with N people (crop pixels; metres in the camera's frame), and where the
+        location maps are written."""
+        heat = orpm.heat_of_all(xy, visible, self.size, self.grid, self.sigma)
+        fields = orpm.affinity_fields(xy, visible, self.size, self.joints, self.grid)
+        location, written = self.codec.target(xy, xyz, self.size, self.grid)
+        return orpm.ORPMMaps(heat, fields, location), written
+
+    def loss(
+        self, raw: orpm.ORPMMaps, target: orpm.ORPMMaps, written: Bool[Tensor, "B J h w"], has_depth: Bool[Tensor, " B"]
+    ) -> dict[str, Tensor]:
+        """Of images by the maps of `maps`; the squares are summed over cells."""
+        squares = lambda a, b: (a - b).square().flatten(1).sum(1).mean() / len(self.joints)
+        written = written & has_depth[:, None, None, None]
+        return {
+            "heat": squares(raw.heat, target.heat),
+            "fields": squares(raw.fields, target.fields),
+            "space": self.space * self.codec.loss(raw.location, target.location, written),
+        }
+
+    @torch.no_grad()
+    def regress(self, image: Float[Tensor, "B 3 h w"], views: View) -> list[Regressed]:
+        """Everybody in each image, surest first; those of whom nothing could be read are left out. `views`: as of crops."""
+        out = []
+        for i, (seen, space) in enumerate(orpm.people(self(image), self.size, self.codec)):
+            legible = space.conf.amax(-1) > 0
+            n = int(legible.sum())
+            xy = apply(invert(views.to_crop[i]).expand(n, 2, 3), seen.xy[legible])
+            K = views.K[i].expand(n, 3, 3)
+            xyz, conf = space.xyz[legible], seen.conf[legible]
+            out.append(Regressed(xyz, placed(xyz, xy, conf, K), xy, conf))
+        return out
+
+
+# ---- those of the papers, and small ones ---------------------------------------------------------------------------
+def vnect_368(joints: JointSet = MUPOTS21) -> Regressor:
+    """As published: blue first, maps in units of 10 mm."""
+    bgr = Normalise((0.4, 0.4, 0.4), (1.0, 1.0, 1.0), bgr=True)
+    return Regressor(
+        "vnect_368", vnect.VNect(len(joints)), ByLocationMaps(LocationMap(joints)), joints, (368, 368), bgr
+    )
+
+
+def vnect_128(joints: JointSet = H36M17) -> Regressor:
+    """Maps in units of 0.1 m, with bumps of one cell of the 16 x 16."""
+    codec = LocationMap(joints, unit=0.1, sigma=1.0, location=0.1)
+    return Regressor("vnect_128", vnect.vnect_small(len(joints)), ByLocationMaps(codec), joints, (128, 128))
+
+
+def volumetric_256(joints: JointSet = H36M17) -> Regressor:
+    """The paper's best: four stacks."""
+    net = volumetric.volumetric_4(len(joints))
+    return Regressor("volumetric_256", net, ByCoarseToFine(CoarseToFine()), joints, (256, 256), PLAIN)
+
+
+def volumetric_128(joints: JointSet = H36M17) -> Regressor:
+    net = volumetric.volumetric_small(len(joints))
+    codec = CoarseToFine((1, 16), sigma=1.5)
+    return Regressor("volumetric_128", net, ByCoarseToFine(codec), joints, (128, 128))
+
+
+def posenet_256(joints: JointSet = MPPE18) -> Regressor:
+    return Regressor("posenet_256", mppe.PoseNet(len(joints)), ByIntegral(), joints, (256, 256))
+
+
+def posenet_128(joints: JointSet = H36M17) -> Regressor:
+    return Regressor("posenet_128", mppe.posenet_small(len(joints)), ByIntegral(), joints, (128, 128))
+
+
+def rootnet_256(joints: JointSet = MPPE18) -> RootFinder:
+    """Depth in millimetres, as published."""
+    return RootFinder("rootnet_256", mppe.RootNet(), joints, (256, 256), unit=0.001)
+
+
+def rootnet_128(joints: JointSet = H36M17) -> RootFinder:
+    return RootFinder("rootnet_128", mppe.rootnet_small(), joints, (128, 128), unit=0.1)
+
+
+def dconvmp_112(joints: JointSet = H36M17, phase: dconvmp.Phase = dconvmp.MULTITASK[0]) -> Regressor:
+    method = ByWindows(dconvmp.PoseTarget(joints), phase=phase)
+    return Regressor("dconvmp_112", dconvmp.DconvMP(len(joints)), method, joints, (112, 112))
+
+
+def _redundant(joints: JointSet, unit: float) -> RedundantMap:
+    """Human3.6M's joints: its thorax is the neck, and its neck/nose lies where others have the head."""
+    if joints is not H36M17:
+        return RedundantMap(joints, unit=unit)
+    usual = RedundantMap()
+    limbs = tuple(("neck_nose", "head_top") if "head" in limb else limb for limb in usual.limbs)
+    return RedundantMap(joints, anchors=("thorax", "pelvis"), limbs=limbs, unit=unit)
+
+
+def orpm_320(joints: JointSet = MUPOTS17) -> SceneRegressor:
+    """A ResNet-50 on images of 320 x 320; the paper's training size is not stated."""
+    return SceneRegressor("orpm_320", orpm.ORPM(joints), _redundant(joints, 0.1), (320, 320), 8, space=1.0)
+
+
+def orpm_160(joints: JointSet = H36M17) -> SceneRegressor:
+    return SceneRegressor("orpm_160", orpm.orpm_small(joints), _redundant(joints, 0.1), (160, 160), 4, space=1.0)
+
+
+Whole = Regressor | RootFinder | SceneRegressor
+BUILDERS: dict[str, Callable[[JointSet], Whole]] = {
+    build.__name__: build
+    for build in (
+        vnect_368, vnect_128, volumetric_256, volumetric_128, posenet_256, posenet_128, rootnet_256, rootnet_128,
+        dconvmp_112, orpm_320, orpm_160,
+    )
+}  # fmt: skip

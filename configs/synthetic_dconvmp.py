@@ -1,0 +1,23 @@
+"""DconvMP (Li & Chan, ACCV 2014), both tasks at once, on rendered people: crops of 112x112, 9.8 million weights."""
+
+from body3d.learn.pose3d import RegressRun
+from body3d.learn.pose3d_data import RenderedScenes
+from body3d.nets3d.regressors import dconvmp_112
+from body3d.train import Cosine, Plan
+
+EPOCHS = 5
+
+run = RegressRun(
+    data=RenderedScenes(count=5000),
+    net=dconvmp_112,
+    plan=Plan(
+        EPOCHS,
+        lr=3e-4,
+        schedule=Cosine(EPOCHS, warmup=0.2),
+        optimizer="adamw",
+        weight_decay=0.01,
+        clip_norm=1.0,
+        ema=0.99,
+    ),
+    batch=16,
+)

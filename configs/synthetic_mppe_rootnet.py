@@ -1,0 +1,24 @@
+"""3DMPPE's RootNet (Moon et al., ICCV 2019) with 1.8 million weights on rendered people, crops of 128x128."""
+
+from body3d.learn.pose3d import ROOT_TRAINING, RegressRun
+from body3d.learn.pose3d_data import RenderedScenes
+from body3d.nets3d.regressors import rootnet_128
+from body3d.train import Cosine, Plan
+
+EPOCHS = 4
+
+run = RegressRun(
+    data=RenderedScenes(count=5000),
+    net=rootnet_128,
+    plan=Plan(
+        EPOCHS,
+        lr=2e-3,
+        schedule=Cosine(EPOCHS, warmup=0.2),
+        optimizer="adamw",
+        weight_decay=0.01,
+        clip_norm=1.0,
+        ema=0.99,
+    ),
+    batch=16,
+    augment=ROOT_TRAINING,
+)

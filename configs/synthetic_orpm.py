@@ -1,0 +1,25 @@
+"""ORPM (Mehta et al., 3DV 2018) with 1.6 million weights on rendered images with one to four people, at 160x160."""
+
+from body3d.learn.pose3d_data import RenderedScenes
+from body3d.learn.pose3d_scenes import SceneRun
+from body3d.nets3d.regressors import orpm_160
+from body3d.skeletons import H36M17
+from body3d.train import Cosine, Plan
+
+EPOCHS = 3
+
+run = SceneRun(
+    data=RenderedScenes(count=5000),
+    net=orpm_160,
+    plan=Plan(
+        EPOCHS,
+        lr=3e-3,
+        schedule=Cosine(EPOCHS, warmup=0.2),
+        optimizer="adamw",
+        weight_decay=0.01,
+        clip_norm=1.0,
+        ema=0.99,
+    ),
+    batch=8,
+    joints=H36M17,
+)

@@ -1,0 +1,411 @@
+"""Training of direct regressors: data, movements of crops and poses, what each small network can learn, runs that go on."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from body3d.augment import Augmentation
+from body3d.crop import apply, invert
+from body3d.datasets.mocap import HELD_OUT_SUBJECTS
+from body3d.datasets.people import People
+from body3d.datasets.synthetic import Synthetic
+from body3d.errors import InputError
+from body3d.learn import pose3d_data
+from body3d.learn.configs import read_config
+from body3d.learn.crops import PhotoSet, compose
+from body3d.learn.pose3d import CROP_TRAINING, RegressRun, RegressTask, begin, crop_views_of, moved, mpjpe_figures
+from body3d.learn.pose3d_data import Mixed, MPIINF3DHPPhotos, People3D, RenderedScenes
+from body3d.learn.pose3d_scenes import SceneRun, SceneTask, _there, matched
+from body3d.nets3d import regressors
+from body3d.nets3d.regressors import Regressed, Regressor, RootFinder, crop_views, placed, posenet_128
+from body3d.skeletons import COCO17, H36M17, MPI_INF_3DHP28, MPPE18, MUPOTS17, MUPOTS21
+from body3d.train import Plan, read_checkpoint, train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STILL = Augmentation(flip=0.0, scale=0.0, rotation=0.0, half_body=None)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def people() -> People3D:
+    """Eight people in six rendered images."""
+    scenes = Synthetic(None, people=(1, 2), size=(192, 192), joints=H36M17, seed=3)
+    made = [scenes.scene(i) for i in range(8)]
+    of = torch.cat([torch.full((len(s.seen),), i) for i, s in enumerate(made)])
+    cat = lambda get: torch.cat([get(s) for s in made])
+    n = len(of)
+    everybody = People3D(
+        np.stack([s.image.numpy() for s in made]), H36M17, of, cat(lambda s: s.kp2d.xy), cat(lambda s: s.kp2d.conf),
+        cat(lambda s: s.visible), cat(lambda s: s.kp3d.xyz), torch.ones(n, 17), cat(lambda s: s.boxes.xyxy),
+        cat(lambda s: s.camera.K.expand(len(s.seen), 3, 3)), torch.full((n, 2), 192.0), torch.ones(n, dtype=torch.bool),
+    )  # fmt: skip
+    return everybody[cat(lambda s: s.seen) > 0.6][:8]
+
+
+def pixels(xyz: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
+    uvw = xyz @ K.mT
+    return uvw[..., :2] / uvw[..., 2:]
+
+
+# ---- movements -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_what_a_crop_shows_after_a_movement_is_the_moved_pose(people, flip):
+    """The moved pose, put where the moved photo has its root and projected, lies on the moved keypoints."""
+    augment = Augmentation(flip=flip, scale=0.3, rotation=math.radians(60), rotated=1.0, half_body=None)
+    rows, size = torch.arange(len(people)), (128, 128)
+    view = crop_views_of(people, rows, size)
+    random = torch.Generator().manual_seed(0)
+    matrix, target = moved(people, rows, view, size, augment, random)
+    by = compose(matrix, torch.cat([invert(view.to_crop)], 0))
+    turn = by[:, :, :2] / torch.linalg.det(by[:, :, :2]).abs().sqrt()[:, None, None]
+    assert (torch.linalg.det(turn) < 0).all() == (flip == 1.0) and (turn - torch.eye(2)).abs().amax() > 0.3
+    # The whole photo turned about its middle, where the optical axis is: the root goes along, and so does the crop.
+    root = people.xyz[:, [0]].clone()
+    root[..., :2] = root[..., :2] @ turn.mT
+    middle = people.K[:, :2, 2]
+    back = torch.cat([turn.mT, (middle - (turn.mT @ middle[..., None])[..., 0])[..., None]], -1)
+    xy = apply(compose(matrix, back), pixels(target.xyz + root, people.K))
+    torch.testing.assert_close(xy, target.xy, atol=0.02, rtol=0)
+    torch.testing.assert_close(target.depth, people.xyz[:, 0, 2])
+
+
+def test_a_mirrored_crop_swaps_sides(people):
+    rows, size = torch.arange(len(people)), (128, 128)
+    view = crop_views_of(people, rows, size)
+    _, plain = moved(people, rows, view, size, STILL)
+    _, target = moved(people, rows, view, size, replace(STILL, flip=1.0))
+    wrists = [H36M17.index(f"{s}_wrist") for s in ("left", "right")]
+    torch.testing.assert_close(target.xy[:, wrists[0], 0], 127 - plain.xy[:, wrists[1], 0])
+    torch.testing.assert_close(target.xyz[:, wrists[0]] * torch.tensor([-1.0, 1, 1]), plain.xyz[:, wrists[1]])
+
+
+def test_joints_outside_the_crop_teach_nothing(people):
+    rows = torch.arange(len(people))
+    view = crop_views_of(people, rows, (128, 128))
+    closer = view.to_crop * 3.0 - torch.tensor([[0, 0, 128.0], [0, 0, 128.0]])
+    _, target = moved(people, rows, replace(view, to_crop=closer), (128, 128), None)
+    outside = ((target.xy < -0.5) | (target.xy > 127.5)).any(-1)
+    assert outside.any() and not target.weight[outside].any() and target.weight[~outside].any()
+
+
+def test_scenes_move_as_a_whole(people):
+    """In an image of several people roots move too, and their order in depth stays."""
+    by = torch.tensor([[0.8, -0.6, 90.0], [0.6, 0.8, -20.0]])
+    some = people[people.of == people.of[0]]
+    xy, _, xyz = _there(some, by, by, False, (192, 192))
+    middle = some.K[0, :2, 2]
+    turn = by[:, :2]
+    image = pixels(xyz, some.K)  # of the photo turned about its middle
+    torch.testing.assert_close((image - middle), (some.xy - middle) @ turn.T, atol=0.02, rtol=0)
+    torch.testing.assert_close(xy, some.xy @ turn.T + by[:, 2])
+
+
+# ---- views and places ----------------------------------------------------------------------------------------------
+def test_k_of_a_view_is_the_depth_of_two_metres():
+    K = torch.tensor([[[600.0, 0, 300], [0, 600, 200], [0, 0, 1]]])
+    side = 600 * 2 / 5  # pixels of 2 m at 5 m
+    half = side / regressors.MARGIN / 2
+    box = torch.tensor([[300 - half, 200 - half, 300 + half, 200 + half]])
+    assert crop_views(box, K, torch.tensor([[400.0, 600.0]]), (128, 128)).k.item() == pytest.approx(5.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("box", [[10, 10, 10, 60], [700, 10, 800, 60], [10, 10, float("nan"), 60], [50, 10, 20, 60]])
+def test_boxes_of_nothing_are_refused(box):
+    with pytest.raises(InputError, match="box 0 is .* 600 x 400 was expected"):
+        crop_views(torch.tensor([box]).float(), torch.eye(3)[None], torch.tensor([[400.0, 600.0]]), (128, 128))
+
+
+def test_a_pose_is_placed_where_it_is_seen(people):
+    root = people.xyz[:, [0]]
+    xy = pixels(people.xyz, people.K)
+    found = placed(people.xyz - root, xy, torch.ones(len(people), 17), people.K)
+    torch.testing.assert_close(found, root[:, 0], atol=2e-3, rtol=1e-3)
+
+
+def test_found_people_are_told_apart_in_the_image(people):
+    those = people[people.of == people.of.mode().values]
+    order = torch.arange(len(those)).flip(0)
+    found = Regressed(those.xyz[order], those.xyz[order, 0], those.xy[order], torch.ones(len(those), 17))
+    photo = int(those.of[0])
+    same = matched({photo: found}, those)
+    assert same.known.all()
+    torch.testing.assert_close(same.xyz, those.xyz)
+    assert not matched({photo: replace(found, xy=found.xy + 500)}, those).known.any()
+
+
+def test_figures_by_hand(people):
+    off = people.xyz + torch.tensor([0.3, 0.0, 0.0])
+    off[:, 1:, 1] += 0.017  # all but the root
+    figures = mpjpe_figures(off, people, people.xyz[0] - people.xyz[0, :1])
+    assert figures["MPJPE mm"] == pytest.approx(17 * 16 / 17, rel=1e-3)
+    assert figures["PA-MPJPE mm"] < 17 and figures["MPJPE of the mean pose mm"] > 50
+
+
+# ---- learning ------------------------------------------------------------------------------------------------------
+def total(task, batch) -> torch.Tensor:
+    return torch.stack(list(task.losses(batch).values())).sum()
+
+
+def crop_net(name: str) -> Regressor | RootFinder:
+    net = regressors.BUILDERS[name](H36M17)
+    assert isinstance(net, Regressor | RootFinder)
+    return net
+
+
+def learn(task, steps: int, lr: float) -> dict[str, float]:
+    """Steps of AdamW at a falling rate; the figures afterwards."""
+    optimizer = torch.optim.AdamW(task.net.parameters(), lr)
+    random = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, 2 * (1 - step / steps))
+        task.net.train()
+        for batch in task.batches(step, random):
+            optimizer.zero_grad()
+            total(task, batch).backward()
+            optimizer.step()
+    task.net.eval()
+    with torch.no_grad():
+        return task.validate(task.net)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "lr", "share"),
+    [  # the share of the mean pose's error (of k's, for RootNet) that is left
+        ("posenet_128", 40, 3e-3, 0.8),
+        ("rootnet_128", 40, 3e-3, 0.5),
+        ("dconvmp_112", 40, 5e-4, 0.8),
+        pytest.param("vnect_128", 120, 5e-3, 0.4, marks=pytest.mark.slow),
+    ],
+)
+def test_each_small_network_can_learn_eight_people_by_heart(people, name, steps, lr, share):
+    torch.manual_seed(0)
+    net = crop_net(name)
+    assert sum(p.numel() for p in net.parameters()) < (10e6 if name == "dconvmp_112" else 2.5e6)
+    task = RegressTask(net, [people], people, len(people), STILL, true_depth=name.startswith("posenet"))
+    first, *rest = learn(task, steps, lr).values()
+    assert first < share * rest[-1]
+
+
+@pytest.mark.slow
+def test_volumes_begin_to_learn(people):
+    """Mostly empty volumes are learnt slowly: after 80 steps the first stack's bumps are there, not the places."""
+    torch.manual_seed(0)
+    net = regressors.volumetric_128()
+    task = RegressTask(net, [people], people, len(people), STILL)
+    learn(task, 80, 5e-3)
+    (batch,) = task.batches(0, torch.Generator().manual_seed(0))
+    net.train()
+    with torch.no_grad():
+        raw = net(batch.image)
+        empty = net.loss([torch.zeros_like(stack) for stack in raw], batch.target)
+        assert net.loss(raw, batch.target) < 0.95 * empty
+
+
+def test_orpm_learns_location_maps(people):
+    torch.manual_seed(0)
+    net = regressors.orpm_160(H36M17)
+    photos = people.of.unique()
+    task = SceneTask(net, [people], people, len(photos) // 2, STILL, steps=1)
+    random = torch.Generator().manual_seed(0)
+    (batch,) = task.batches(0, random)
+    # Read with the true heat maps and fields, the true location maps give everybody back.
+    with torch.no_grad():
+        before = total(task, batch).item()
+    learn(task, 15, 3e-3)
+    net.train()
+    with torch.no_grad():
+        assert total(task, batch).item() < 0.6 * before
+
+
+def test_2d_photos_teach_no_depth(people):
+    """Half of a batch is of the second set; its 3D may be anything."""
+    photos = replace(people, xyz=people.xyz + 7.0, has_depth=torch.zeros(len(people), dtype=torch.bool))
+    other = replace(photos, xyz=photos.xyz.flip(0) * 2)
+    losses = []
+    for flat in (photos, other):
+        for name in ("posenet_128", "vnect_128", "rootnet_128", "dconvmp_112"):
+            torch.manual_seed(0)
+            net = crop_net(name).eval()
+            task = RegressTask(net, [people, flat], people, 4, STILL, steps=1)
+            (batch,) = task.batches(0, torch.Generator().manual_seed(0))
+            assert batch.target.has_depth.tolist() == [True] * 2 + [False] * 2
+            losses.append(task.losses(batch)["loss"].item())
+    assert losses[:4] == pytest.approx(losses[4:])
+
+
+# ---- sources -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def poses(tmp_path, monkeypatch) -> Path:
+    """As much of scripts/retarget_mocap.py's file as scenes need; few scenes in a file of the cache."""
+    monkeypatch.setattr(pose3d_data, "CHUNK", 3)
+    rng = np.random.default_rng(0)
+    pose = rng.normal(0, 0.15, (40, 22, 3)).astype(np.float32)
+    subjects = np.array(["somebody", next(iter(HELD_OUT_SUBJECTS))])
+    clip = np.repeat([0, 1], 20)
+    np.savez(tmp_path / "retargeted.npz", pose=pose, subject=subjects, clip=clip, plausible=np.ones(40, bool))
+    return tmp_path / "retargeted.npz"
+
+
+TINY = RenderedScenes(count=5, held_out=2, people=(1, 1), size=(128, 128))
+
+
+def test_scenes_are_rendered_once_and_a_killed_rendering_goes_on(poses, monkeypatch):
+    first = TINY.training(poses)[0]
+    files = sorted(poses.parent.glob("synthetic/h36m17*/*.npz"))
+    assert len(files) == 2 and len(first.photos) == 5
+    files[1].unlink()  # as if it had been killed before
+    before = files[0].stat().st_mtime_ns
+    again = TINY.training(poses)[0]
+    assert files[0].stat().st_mtime_ns == before
+    assert (np.asarray(again.photos) == np.asarray(first.photos)).all()
+    torch.testing.assert_close(again.xyz, first.xyz)
+    monkeypatch.setattr(Synthetic, "scene", lambda *_: pytest.fail("rendered again"))
+    few = replace(TINY, count=2).training(poses)[0]
+    assert len(few.photos) == 2 and few.of.max() < 2
+    files[0].write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"0000000.npz is not a file of rendered scenes"):
+        TINY.training(poses)
+    with pytest.raises(InputError, match=r"scripts/retarget_mocap.py"):
+        TINY.training(poses.parent / "none.npz")
+
+
+def test_a_run_resumes_to_the_same_weights_and_says_what_it_is(poses, tmp_path):
+    run = RegressRun(TINY, posenet_128, Plan(2, lr=1e-3, ema=0.9), batch=2, true_depth=True)
+    full = train(run.task(poses, CPU), run.plan, tmp_path / "full", cpu=True)
+
+    class Killed(Exception):
+        pass
+
+    class Stops(RegressTask):
+        def batches(self, epoch, random):
+            if epoch == 1:
+                raise Killed
+            yield from super().batches(epoch, random)
+
+    task = run.task(poses, CPU)
+    task.__class__ = Stops
+    with pytest.raises(Killed):
+        train(task, run.plan, tmp_path / "part", cpu=True)
+    rest = train(run.task(poses, CPU), run.plan, tmp_path / "part", resume=True, cpu=True)
+    assert rest[-1]["MPJPE mm"] == pytest.approx(full[-1]["MPJPE mm"], rel=1e-5)
+    about = read_checkpoint(tmp_path / "full" / "best.pt")["model"]["_extra_state"]
+    assert about == {"name": "posenet_128", "joints": "h36m17", "size": [128, 128]}
+    begin(posenet_128(), tmp_path / "full" / "best.pt")
+    for net in (regressors.vnect_128(), posenet_128(MUPOTS17)):
+        with pytest.raises(InputError, match="these weights are of posenet_128 with the joints h36m17"):
+            begin(net, tmp_path / "full" / "best.pt")
+    torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(InputError, match="no ResNet"):
+        begin(posenet_128(), tmp_path / "resnet.pth")
+
+
+def test_joints_and_shares_must_fit(people):
+    with pytest.raises(InputError, match="speaks of mupots17, the data's joints are h36m17"):
+        RegressTask(posenet_128(MUPOTS17), [people], people, 4)
+    with pytest.raises(InputError, match="a batch of 5 cannot be shared by 2 sets"):
+        RegressTask(posenet_128(), [people, people], people, 5)
+
+
+def flat_people(folder: Path) -> People:
+    from body3d.images import write_image
+
+    for name in ("a.png", "b.png"):
+        write_image(folder / name, np.full((60, 80, 3), 90, np.uint8))
+    xy = torch.rand(3, 17, 2) * 40 + 10
+    known = torch.ones(3, 17, dtype=torch.bool)
+    boxes = torch.tensor([[5.0, 5, 55, 55], [5.0, 5, 55, 55], [5.0, 5, 5, 55]])
+    return People(
+        joints=COCO17, ids=("a/0", "b/0", "b/1"), files=("a.png", "b.png", "b.png"), xy=xy, labelled=known, visible=known,
+        boxes=boxes, images=folder, source="here",
+    )  # fmt: skip
+
+
+def test_2d_sets_come_in_the_networks_joints(poses, tmp_path):
+    flat = flat_people(tmp_path)
+    source = Mixed(TINY, PhotoSet(str(tmp_path), lambda path: flat, lambda path: flat), MPPE18)
+    rendered, photos = source.training(poses)
+    assert rendered.joints == photos.joints == MPPE18 and len(photos) == 2  # the empty box is left out
+    assert not photos.has_depth.any()
+    torch.testing.assert_close(
+        photos.xy[0, MPPE18.index("mid_shoulder")],
+        flat.xy[0, COCO17.indices(("left_shoulder", "right_shoulder"))].mean(0),
+    )
+    assert photos.conf[0, MPPE18.index("head_top")] == 0
+    assert photos.photos[int(photos.of[1])].shape == (60, 80, 3)
+
+
+def test_human36m_as_3dmppe_lays_it_out(tmp_path):
+    from test_datasets_h36m import moon_files
+
+    for name in ("annotations", "images"):
+        (tmp_path / name).mkdir()
+    moon_files(tmp_path / "annotations")
+    data = pose3d_data.H36MPhotos(("S9",), ("S9",), every=1, every_test=1)
+    people = data.training(tmp_path)[0]
+    torch.testing.assert_close(pixels(people.xyz, people.K), people.xy, atol=1e-2, rtol=1e-4)
+
+
+def test_mpi_inf_3dhp_frames_belong_to_their_cameras(tmp_path, monkeypatch):
+    from test_datasets_3dhp import train_files
+
+    from body3d.images import write_image
+
+    made = train_files(tmp_path)
+    shades = {}
+    for sequence in made:
+        for camera in range(3):
+            for t in range(3):
+                shade = 20 + 10 * t + 60 * camera
+                shades[sequence, camera, t] = shade
+                path = tmp_path / "S1" / sequence / "imageFrames" / f"video_{camera}" / f"frame_{t + 1:06d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(path, np.full((64, 64, 3), shade, np.uint8))
+                path.rename(path.with_suffix(".jpg"))
+    read = pose3d_data.MPIINF3DHP.train
+    monkeypatch.setattr(pose3d_data.MPIINF3DHP, "train", lambda *args: read(*args, cameras=(0, 1, 2)))
+    people = MPIINF3DHPPhotos(("S1",), (), every=2).training(tmp_path)[0]
+    assert isinstance(people.photos, pose3d_data.PhotoFiles)
+    assert people.joints == MPI_INF_3DHP28 and len(people.photos) == 2 * 3 * 2
+    for row in range(len(people)):
+        photo = people.photos.paths[int(people.of[row])]
+        sequence, camera, t = photo.parts[-4], int(photo.parts[-2][-1]), int(photo.stem[-6:]) - 1
+        assert people.photos[int(people.of[row])][0, 0, 0] == shades[sequence, camera, t]
+        np.testing.assert_allclose(people.xyz[row], made[sequence][camera, t] / 1000, rtol=1e-5)
+    hand = people.convert(MUPOTS21)
+    torch.testing.assert_close(hand.xyz[:, MUPOTS21.index("left_toe")], people.xyz[:, MPI_INF_3DHP28.index("left_toe")])
+
+
+# ---- configs -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "net", "joints"),
+    [
+        ("synthetic_vnect", "vnect_128", H36M17),
+        ("synthetic_orpm", "orpm_160", H36M17),
+        ("synthetic_volumetric", "volumetric_128", H36M17),
+        ("synthetic_mppe_posenet", "posenet_128", H36M17),
+        ("synthetic_mppe_rootnet", "rootnet_128", H36M17),
+        ("synthetic_dconvmp", "dconvmp_112", H36M17),
+        ("h36m_vnect", "vnect_368", H36M17),
+        ("h36m_volumetric", "volumetric_256", H36M17),
+        ("h36m_mppe_posenet", "posenet_256", MPPE18),
+        ("h36m_mppe_rootnet", "rootnet_256", MPPE18),
+        ("h36m_dconvmp", "dconvmp_112", H36M17),
+        ("mpi_inf_3dhp_vnect", "vnect_368", MUPOTS21),
+        ("mpi_inf_3dhp_orpm", "orpm_320", MUPOTS17),
+        ("mpi_inf_3dhp_mppe_posenet", "posenet_256", MUPOTS21),
+    ],
+)
+def test_configs_build_their_networks(name, net, joints):
+    run = read_config(CONFIGS / f"{name}.py")
+    assert isinstance(run, RegressRun | SceneRun) and run.plan.epochs > 0
+    with torch.device("meta"):
+        built = run.net(run.joints)
+    assert built.name == net and built.joints == run.joints == joints
+    if isinstance(run.data, Mixed):
+        assert run.data.joints == joints and run.batch % 2 == 0
+    assert (run.augment.scale == CROP_TRAINING.scale) != name.endswith("rootnet")
