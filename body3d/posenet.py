@@ -68,13 +68,17 @@ class PoseNet(nn.Module):
         super().__init__()
         self.net, self.codec, self.joints, self.size, self.normalise = net, codec, joints, size, normalise
 
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Any]:
+    def forward(self, image: Float[Tensor, "B 3 H W"], teacher: Keypoints2D | None = None) -> list[Any]:
+        """`teacher`: the truth, in training, for networks that look at it while they predict (`nets.chained`)."""
+        return self.net(self._prepared(image))
+
+    def _prepared(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         if tuple(image.shape[-2:]) != self.size:
             raise InputError(
                 f"this network sees crops of {self.size[0]} x {self.size[1]} pixels (height x width), got {image.shape[-2]} x "
                 f"{image.shape[-1]}: warp the image to that size"
             )
-        return self.net(self.normalise(image))
+        return self.normalise(image)
 
     def loss(self, image: Float[Tensor, "B 3 H W"], target: Keypoints2D) -> Float[Tensor, ""]:
         """The mean over the stages. A joint whose `conf` is 0 teaches nothing."""
@@ -83,7 +87,7 @@ class PoseNet(nn.Module):
                 f"this network speaks of {self.joints.name}, the targets are {target.joints.name}: convert them "
                 "(Keypoints2D.convert)"
             )
-        losses = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in self(image)]
+        losses = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in self(image, target)]
         return torch.stack(losses).mean()
 
     @torch.no_grad()

@@ -313,7 +313,7 @@ def test_deviations_are_those_of_the_inverse_curvature():
     tree = problem.model.subset(names.names)
     J = jacrev(lambda y: tree(unknowns.params(y[None]))[0])(x[0])
     variance = torch.einsum("jad,de,jae->ja", J, covariance[0], J)
-    torch.testing.assert_close(out.joints[0], variance.sqrt(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(out.joints[0], variance.sqrt(), rtol=3e-3, atol=0)
     assert out.joints_from_root[0, 0].abs().max() == 0
 
 

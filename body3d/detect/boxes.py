@@ -50,6 +50,8 @@ def read_boxes(path: Path | str) -> Boxes:
         xyxy = torch.tensor(json.loads(path.read_text(encoding="utf-8")), dtype=torch.float32)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: a JSON list of boxes [x0, y0, x1, y1] was expected ({error})") from error
+    if xyxy.numel() == 0:
+        xyxy = xyxy.reshape(0, 4)
     if xyxy.ndim != 2 or xyxy.shape[1] != 4:
         raise InputError(
             f"{path}: a JSON list of boxes [x0, y0, x1, y1] was expected, got the shape {tuple(xyxy.shape)}"

@@ -104,7 +104,8 @@ class PoseTask(Task):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`PoseNet.loss`, but the network is called as the loop has wrapped it: so several processes share their gradients."""
         target = batch.target
-        stages = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in self.modules["net"](batch.image)]
+        raws = self.modules["net"](batch.image, target)
+        stages = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in raws]
         return {"loss": torch.stack(stages).mean()}
 
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -213,16 +213,12 @@ class ChainedPoseNet(PoseNet):
                 "occur once (chain_order)"
             )
 
-    def loss(self, image: Float[Tensor, "B 3 H W"], target: Keypoints2D) -> Float[Tensor, ""]:
-        """Of `codec`. A joint whose `conf` is 0 teaches nothing: later ones see what is predicted of it."""
-        if target.joints != self.joints:
-            raise InputError(
-                f"this network speaks of {self.joints.name}, the targets are {target.joints.name}: convert them "
-                "(Keypoints2D.convert)"
-            )
-        maps, there = self.codec.target(target.xy, self.size, self.net.grid(self.size))
-        raw = self.net(self.normalise(image), maps, there & (target.conf > 0))[-1]
-        return self.codec.loss(raw, target.xy, target.conf, self.size)
+    def forward(self, image: Float[Tensor, "B 3 H W"], teacher: Keypoints2D | None = None) -> list[Tensor]:
+        """Joints of the `teacher` whose `conf` is 0 teach nothing: later ones see what is predicted of them."""
+        if teacher is None:
+            return self.net(self._prepared(image))
+        maps, there = self.codec.target(teacher.xy, self.size, self.net.grid(self.size))
+        return self.net(self._prepared(image), maps, there & (teacher.conf > 0))
 
 
 # ---- the public code -----------------------------------------------------------------------------------------------
