@@ -74,7 +74,9 @@ def test_only_a_source_that_leans_is_leant():
     target = problem.target(torch.tensor([0]), torch.tensor([500.0]))
     params = problem.unknowns.params(x)
     points = problem.points(params)
-    leant = terms.leaning(problem.state(x, target, params, problem.mix @ points, problem.bone_mix @ points))[0]
+    no_capsules = torch.zeros(1, 0)
+    state = problem.state(x, target, params, problem.mix @ points, problem.bone_mix @ points, no_capsules)
+    leant = terms.leaning(state)[0]
     half = len(leant) // 2
     turn = roma.rotvec_to_rotmat(torch.tensor([0.3, 0.0, 0.0]))
     torch.testing.assert_close(leant[half:], target.given.bones[0, half:])

@@ -148,7 +148,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         (photos / name).write_bytes(b"")
     done: list[str] = []
 
-    def some(args, models, how, todo, first, of):
+    def some(args, models, how, net, todo, first, of):
         for image, folder in todo:
             done.append(image.name)
             folder.mkdir(parents=True)
