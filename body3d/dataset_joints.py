@@ -92,6 +92,18 @@ CROWDPOSE14 = tree(
     (.079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089, .079, .079),
 )  # fmt: skip
 
+# Fang et al., "AlphaPose", PAMI 2022: COCO's, the crown, neck and middle of the hips, and three points of each foot.
+HALPE26 = tree(
+    "halpe26",
+    (
+        "nose<neck", "left_eye<nose", "right_eye<nose", "left_ear<left_eye", "right_ear<right_eye",
+        *both_sides("L_shoulder<neck"), *both_sides("L_elbow<L_shoulder"), *both_sides("L_wrist<L_elbow"),
+        *both_sides("L_hip<mid_hip"), *both_sides("L_knee<L_hip"), *both_sides("L_ankle<L_knee"),
+        "head_top<neck", "neck<mid_hip", "mid_hip",
+        *both_sides("L_big_toe<L_ankle"), *both_sides("L_small_toe<L_ankle"), *both_sides("L_heel<L_ankle"),
+    ),
+)  # fmt: skip
+
 # ---- Human3.6M -----------------------------------------------------------------------------------------------------
 _LEG = ("pelvis", "hip", "knee", "ankle")
 _ARM = ("thorax", "shoulder", "elbow", "wrist")

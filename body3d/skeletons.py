@@ -19,6 +19,7 @@ from body3d.dataset_joints import (
     H36M16,
     H36M17,
     H36M32,
+    HALPE26,
     LSP14,
     MPI_INF_3DHP17,
     MPI_INF_3DHP28,
@@ -34,7 +35,7 @@ from body3d.joint_set import JointSet, both_sides, joint_names, mirrored, tree
 
 __all__ = [
     "JointSet", "COCO17", "COCO_WHOLEBODY133", "BODY18", "BODY25", "OPENPOSE137", "MEDIAPIPE33", "HAND21",
-    "MEDIAPIPE_FACE468", "FACE68", "MPII16", "LSP14", "CPM14", "FLIC11", "FLIC9", "AIC14", "CROWDPOSE14",
+    "MEDIAPIPE_FACE468", "FACE68", "MPII16", "LSP14", "CPM14", "FLIC11", "FLIC9", "AIC14", "CROWDPOSE14", "HALPE26",
     "H36M32", "H36M17", "H36M16", "H36M14", "MPPE18", "MPI_INF_3DHP28", "MPI_INF_3DHP17", "MUPOTS21", "MUPOTS17",
     "PANOPTIC19", "PANOPTIC15", "PANOPTIC_MPI15",
     "SMPL24", "SMPL45", "SMPLH52", "SMPLX55", "SMPLX127", "SMPLX144", "convert_points", "mirrored",

@@ -10,11 +10,11 @@ import torch
 
 from body3d.cli import main
 from body3d.codecs import Heatmap
-from body3d.detect.onnx import HALPE26, RTMBins, read_onnx
+from body3d.detect.onnx import RTMBins, read_onnx
 from body3d.detect.topdown import detect_topdown
 from body3d.errors import InputError, MissingExtra
 from body3d.images import write_image
-from body3d.skeletons import COCO17, COCO_WHOLEBODY133, MPII16
+from body3d.skeletons import COCO17, COCO_WHOLEBODY133, HALPE26, MPII16
 from body3d.types import Boxes
 
 onnx = pytest.importorskip("onnx")

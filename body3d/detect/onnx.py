@@ -20,23 +20,12 @@ from torch import Tensor, nn
 
 from body3d.codecs import Bins, Codec, SimCC, Size, udp_heatmap
 from body3d.errors import InputError, MissingExtra
-from body3d.joint_set import JointSet, both_sides, tree
+from body3d.joint_set import JointSet
 from body3d.posenet import IMAGENET, PoseNet
-from body3d.skeletons import COCO17, COCO_WHOLEBODY133, MPII16
+from body3d.skeletons import COCO17, COCO_WHOLEBODY133, HALPE26, MPII16
 
-__all__ = ["HALPE26", "OnnxNet", "RTMBins", "read_onnx"]
+__all__ = ["OnnxNet", "RTMBins", "read_onnx"]
 
-# Fang et al., "AlphaPose", PAMI 2022: COCO's, the crown, neck and middle of the hips, and three points of each foot.
-HALPE26 = tree(
-    "halpe26",
-    (
-        "nose<neck", "left_eye<nose", "right_eye<nose", "left_ear<left_eye", "right_ear<right_eye",
-        *both_sides("L_shoulder<neck"), *both_sides("L_elbow<L_shoulder"), *both_sides("L_wrist<L_elbow"),
-        *both_sides("L_hip<mid_hip"), *both_sides("L_knee<L_hip"), *both_sides("L_ankle<L_knee"),
-        "head_top<neck", "neck<mid_hip", "mid_hip",
-        *both_sides("L_big_toe<L_ankle"), *both_sides("L_small_toe<L_ankle"), *both_sides("L_heel<L_ankle"),
-    ),
-)  # fmt: skip
 JOINTS = {len(joints): joints for joints in (COCO17, HALPE26, COCO_WHOLEBODY133, MPII16)}
 NUMBERS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
