@@ -5,7 +5,7 @@ from body3d.learn.pose3d_data import RenderedScenes
 from body3d.nets3d.regressors import posenet_128
 from body3d.train import Cosine, Plan
 
-EPOCHS = 5
+EPOCHS = 60  # of about three minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=5000),

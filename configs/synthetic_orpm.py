@@ -6,7 +6,7 @@ from body3d.nets3d.regressors import orpm_160
 from body3d.skeletons import H36M17
 from body3d.train import Cosine, Plan
 
-EPOCHS = 3
+EPOCHS = 40  # of about five minutes of one core
 
 run = SceneRun(
     data=RenderedScenes(count=5000),

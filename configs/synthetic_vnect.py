@@ -1,11 +1,11 @@
-"""VNect (Mehta et al., SIGGRAPH 2017) with 1 million weights on rendered people, crops of 128x128: minutes on one core."""
+"""VNect (Mehta et al., SIGGRAPH 2017) with 1 million weights on rendered people, crops of 128x128."""
 
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
 from body3d.nets3d.regressors import vnect_128
 from body3d.train import Cosine, Plan
 
-EPOCHS = 4
+EPOCHS = 60  # of about four minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=5000),
