@@ -121,10 +121,10 @@ def off(net: PoseNet, learnt, steps: int, lr: float) -> float:
 SHAPE = tuple((float(i % 4), float(i // 4)) for i in range(J))
 # Steps and learning rate.
 CODECS: dict[str, tuple[Codec, int, float]] = {
-    "heatmap": (Heatmap(sigma=3.0), 400, 5e-3),
-    "heatmap msra": (msra_heatmap(3.0), 400, 5e-3),
-    "heatmap hardest": (msra_heatmap(3.0, hardest=8), 400, 5e-3),
-    "heatmap udp": (udp_heatmap(3.0), 400, 5e-3),
+    "heatmap": (Heatmap(sigma=3.0), 700, 5e-3),
+    "heatmap msra": (msra_heatmap(3.0), 700, 5e-3),
+    "heatmap hardest": (msra_heatmap(3.0, hardest=8), 700, 5e-3),
+    "heatmap udp": (udp_heatmap(3.0), 700, 5e-3),
     "udp offset": (UDPOffset(), 250, 1e-2),
     "cal": (CAL(sigma=1.0), 250, 1e-2),
     "integral": (Integral(), 150, 5e-3),
