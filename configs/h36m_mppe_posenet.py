@@ -7,7 +7,7 @@ It begins from ImageNet's weights: give torchvision's resnet50 as --start. Synth
 from body3d.learn.crops import mpii
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import H36MPhotos, Mixed
-from body3d.nets3d.regressors import posenet_256
+from body3d.nets3d.builders import posenet_256
 from body3d.skeletons import MPPE18
 from body3d.train import Plan, Steps
 

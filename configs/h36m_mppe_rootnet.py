@@ -6,7 +6,7 @@ It begins from ImageNet's weights: give torchvision's resnet50 as --start.
 from body3d.learn.crops import mpii
 from body3d.learn.pose3d import ROOT_TRAINING, RegressRun
 from body3d.learn.pose3d_data import H36MPhotos, Mixed
-from body3d.nets3d.regressors import rootnet_256
+from body3d.nets3d.builders import rootnet_256
 from body3d.skeletons import MPPE18
 from body3d.train import Plan, Steps
 

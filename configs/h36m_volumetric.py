@@ -2,7 +2,7 @@
 
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import H36MPhotos
-from body3d.nets3d.regressors import volumetric_256
+from body3d.nets3d.builders import volumetric_256
 from body3d.skeletons import H36M17
 from body3d.train import Plan
 

@@ -6,7 +6,7 @@ It begins from ImageNet's weights: give torchvision's resnet50 as --start.
 from body3d.learn.crops import coco
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import Mixed, MPIINF3DHPPhotos
-from body3d.nets3d.regressors import posenet_256
+from body3d.nets3d.builders import posenet_256
 from body3d.skeletons import MUPOTS21
 from body3d.train import Plan, Steps
 

@@ -7,7 +7,7 @@ Epochs, learning rate, batch and the size of the images are ours. Give torchvisi
 from body3d.learn.crops import coco
 from body3d.learn.pose3d_data import Mixed, MPIINF3DHPPhotos
 from body3d.learn.pose3d_scenes import SceneRun
-from body3d.nets3d.regressors import orpm_320
+from body3d.nets3d.builders import orpm_320
 from body3d.skeletons import MUPOTS17
 from body3d.train import Plan, Steps
 

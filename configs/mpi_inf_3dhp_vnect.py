@@ -6,7 +6,7 @@ Epochs, learning rate and batch are ours.
 from body3d.learn.crops import mpii
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import Mixed, MPIINF3DHPPhotos
-from body3d.nets3d.regressors import vnect_368
+from body3d.nets3d.builders import vnect_368
 from body3d.skeletons import MUPOTS21
 from body3d.train import Plan, Steps
 

@@ -2,7 +2,7 @@
 
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
-from body3d.nets3d.regressors import dconvmp_112
+from body3d.nets3d.builders import dconvmp_112
 from body3d.train import Cosine, Plan
 
 EPOCHS = 60  # of about four minutes of one core

@@ -1,18 +1,20 @@
-"""3DMPPE's PoseNet (Moon et al., ICCV 2019) with 1.5 million weights on rendered people, crops of 128x128."""
+"""3DMPPE's PoseNet (Moon et al., ICCV 2019) with 2.5 million weights that begin from ImageNet, on rendered people, 128x128."""
 
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
-from body3d.nets3d.regressors import posenet_128
+from body3d.nets.efficientnet_lite import imagenet_file
+from body3d.nets3d.builders import posenet_lite
 from body3d.train import Cosine, Plan
 
-EPOCHS = 60  # of about three minutes of one core
+EPOCHS = 10  # of about four minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=5000),
-    net=posenet_128,
+    net=posenet_lite,
+    start=imagenet_file,
     plan=Plan(
         EPOCHS,
-        lr=2e-3,
+        lr=1e-3,
         schedule=Cosine(EPOCHS, warmup=0.2),
         optimizer="adamw",
         weight_decay=0.01,

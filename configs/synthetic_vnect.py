@@ -1,18 +1,21 @@
-"""VNect (Mehta et al., SIGGRAPH 2017) with 1 million weights on rendered people, crops of 128x128."""
+"""VNect (Mehta et al., SIGGRAPH 2017) with 3 million weights on rendered people, crops of 128x128; after synthetic_mppe_posenet."""
+
+from pathlib import Path
 
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
-from body3d.nets3d.regressors import vnect_128
+from body3d.nets3d.builders import vnect_lite
 from body3d.train import Cosine, Plan
 
-EPOCHS = 60  # of about four minutes of one core
+EPOCHS = 6  # of about three minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=5000),
-    net=vnect_128,
+    net=vnect_lite,
+    start=Path("runs/bench_regress/synthetic_mppe_posenet/best.pt"),  # the paper's has learnt 2D poses
     plan=Plan(
         EPOCHS,
-        lr=3e-3,
+        lr=1e-3,
         schedule=Cosine(EPOCHS, warmup=0.2),
         optimizer="adamw",
         weight_decay=0.01,

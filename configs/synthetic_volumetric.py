@@ -1,18 +1,21 @@
-"""Coarse-to-fine volumes (Pavlakos et al., CVPR 2017), two small stacks of 1 and 16 slices, on rendered people."""
+"""Coarse-to-fine volumes (Pavlakos et al., CVPR 2017), light stacks of 1 and 16 slices; after synthetic_mppe_posenet."""
+
+from pathlib import Path
 
 from body3d.learn.pose3d import RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
-from body3d.nets3d.regressors import volumetric_128
+from body3d.nets3d.builders import volumetric_lite
 from body3d.train import Cosine, Plan
 
-EPOCHS = 60  # of about ten minutes of one core
+EPOCHS = 6  # of about six minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=5000),
-    net=volumetric_128,
+    net=volumetric_lite,
+    start=Path("runs/bench_regress/synthetic_mppe_posenet/best.pt"),  # a trunk that has learnt poses
     plan=Plan(
         EPOCHS,
-        lr=2e-3,
+        lr=1e-3,
         schedule=Cosine(EPOCHS, warmup=0.2),
         optimizer="adamw",
         weight_decay=0.01,

@@ -13,7 +13,7 @@ from body3d.codecs.volume import IntegralVolume
 from body3d.errors import InputError
 from body3d.fit.given import Given3D
 from body3d.images import write_image
-from body3d.nets3d import mppe, regressors, vnect
+from body3d.nets3d import builders, mppe, regressors, vnect
 from body3d.nets3d.inference import read_regressor, read_root_finder, regress_photo, usual_lengths
 from body3d.nets3d.volumetric import volumetric_2
 from body3d.pipeline import _cat_given
@@ -25,7 +25,7 @@ BOX = [60.0, 20.0, 140.0, 180.0]
 
 def saved(folder: Path, name: str, joints=H36M17) -> Path:
     torch.manual_seed(0)
-    net = regressors.BUILDERS[name](joints)
+    net = builders.BUILDERS[name](joints)
     if isinstance(net, regressors.Regressor):
         net.lengths.copy_(usual_lengths(H36M17))
     path = folder / f"{name}.pt"
@@ -49,7 +49,7 @@ def regress(*arguments) -> int:
 
 # ---- results -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("net", "name"), [("vnect", "vnect_128"), ("volumetric", "volumetric_128"), ("dconvmp", "dconvmp_112")]
+    ("net", "name"), [("vnect", "vnect_lite"), ("volumetric", "volumetric_lite"), ("dconvmp", "dconvmp_112")]
 )
 def test_every_network_writes_its_people(photo, tmp_path, net, name):
     weights, out = saved(tmp_path, name), tmp_path / "out"
@@ -73,13 +73,13 @@ def test_every_network_writes_its_people(photo, tmp_path, net, name):
 
 def test_rootnet_says_how_far_away_people_are(photo, tmp_path):
     """An untrained small RootNet says k: roots stand where a box of 2 m would."""
-    root = saved(tmp_path, "rootnet_128")
+    root = saved(tmp_path, "rootnet_lite")
     state = torch.load(root, weights_only=True)
     state["model"]["net.root.depth_layer.weight"].zero_()
     torch.save(state, root)
     out = tmp_path / "out"
     arguments = ("--boxes", tmp_path / "boxes.json", "--out", out, "--focal", 300, "--max-people", 1)
-    assert regress(photo, "--weights", saved(tmp_path, "posenet_128"), "--root-weights", root, *arguments) == 0
+    assert regress(photo, "--weights", saved(tmp_path, "posenet_lite"), "--root-weights", root, *arguments) == 0
     with np.load(out / "photo" / "regress.npz") as file:
         depth = file["joints3d"][0, 0, 2]
     k = 300 * 2 / (1.25 * (BOX[3] - BOX[1]))
@@ -130,18 +130,18 @@ def complaint(capsys, *words: str) -> None:
 
 
 def test_what_is_refused(photo, tmp_path, capsys):
-    weights = saved(tmp_path, "vnect_128")
+    weights = saved(tmp_path, "vnect_lite")
     boxes = tmp_path / "boxes.json"
     common = ("--net", "vnect", "--weights", weights, "--boxes", boxes, "--out", tmp_path / "out")
     for arguments, words in [
         ((photo, "--net", "vnect"), ("--net vnect needs --weights",)),
         ((photo, *common, "--focal", -3), ("focal length", "-3")),
         ((photo, *common, "--root-weights", weights), ("--root-weights is for --net mppe",)),
-        ((photo, "--net", "volumetric", "--weights", weights, "--boxes", boxes), ("holds vnect_128, not volumetric",)),
+        ((photo, "--net", "volumetric", "--weights", weights, "--boxes", boxes), ("holds vnect_lite, not volumetric",)),
         ((photo, "--net", "orpm", "--weights", weights, "--boxes", boxes), ("leave --boxes out",)),
         ((photo, "--net", "vnect", "--weights", tmp_path / "none.pt"), ("no such checkpoint",)),
-        ((photo, "--weights", saved(tmp_path, "posenet_128"), "--root-weights", weights, "--boxes", boxes), ("not RootNet",)),
-        ((photo, "--weights", saved(tmp_path, "rootnet_128"), "--boxes", boxes), ("--root-weights",)),
+        ((photo, "--weights", saved(tmp_path, "posenet_lite"), "--root-weights", weights, "--boxes", boxes), ("not RootNet",)),
+        ((photo, "--weights", saved(tmp_path, "rootnet_lite"), "--boxes", boxes), ("--root-weights",)),
         ((photo, photo, *common), ("one by one",)),
     ]:  # fmt: skip
         assert regress(*arguments) == 2

@@ -3,7 +3,7 @@
     body3d bench codecs LSPET --runs runs/bench_codecs
 
 trains what is not trained yet (it can be killed and goes on), draws the curves, and prints the table. The trunk, the sizes and
-the plan are those of `configs/lspet_small.py`.
+the plan are those of `configs/lspet_lite.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from body3d.codecs import DSNT, Codec, Heatmap, SimCC
 from body3d.images import write_image
 from body3d.learn.configs import read_config
 from body3d.learn.pose2d import PoseRun
-from body3d.nets.small import small
+from body3d.nets.small import small_lite
 from body3d.train import LAST, Cosine, train
 from body3d.view.plot import curves
 
@@ -35,11 +35,11 @@ def bench_codecs(
     """PCK of the held-out tenth at the end, and on the way: `{codec: {"PCK@0.2, epoch 15": ...}}`; curves.png goes to `runs`."""
     run = read_config(config)
     assert isinstance(run, PoseRun)
-    plan = replace(run.plan, epochs=epochs, schedule=Cosine(epochs, warmup=0.5))
+    plan = replace(run.plan, epochs=epochs, schedule=Cosine(epochs, warmup=0.2))
     table, lines = {}, {}
     for name, codec in codecs.items():
         folder = runs / name.replace(", ", "_").replace(" ", "_")
-        chosen = replace(run, plan=plan, net=lambda joints, codec=codec: small(joints, codec()))
+        chosen = replace(run, plan=plan, net=lambda joints, codec=codec: small_lite(joints, codec()))
         task = chosen.task(photos, torch.device("cpu"))
         log = train(task, plan, folder, resume=(folder / LAST).exists(), cpu=True, description=name)
         weights = sum(p.numel() for p in task.modules.parameters())

@@ -37,7 +37,7 @@ class Bench:
     """lift, codecs, published, regress: where the trainings or fits are kept (runs/bench_...); what is there is not done again."""
     minutes: float = 60.0
     """published: CPU time for slow fits that are not there yet, of about 20 seconds each."""
-    epochs: int = 24
+    epochs: int = 20
     """codecs: how long each is trained."""
     seeds: int = 3
     """lift: trainings of each method."""
@@ -80,7 +80,7 @@ def bench(args: Bench) -> int:
         from body3d.benchmarks.codecs import bench_codecs
 
         runs = args.runs or Path("runs/bench_codecs")
-        table = bench_codecs(args.path, Path("configs/lspet_small.py"), runs, args.epochs)
+        table = bench_codecs(args.path, Path("configs/lspet_lite.py"), runs, args.epochs)
     elif args.what == "regress":
         from body3d.benchmarks.regress import bench_regress
 

@@ -20,7 +20,7 @@ from body3d.datasets.people import People, ScoredPeople
 from body3d.errors import InputError
 from body3d.geometry import rescale
 from body3d.joint_set import JointSet
-from body3d.learn.begin import begin_from
+from body3d.learn.begin import Start, begin_from
 from body3d.learn.crops import Crops, PhotoSet, compose
 from body3d.metrics.oks import Found, coco_ap
 from body3d.metrics.pck import pck, torso_size
@@ -226,7 +226,7 @@ class PoseRun:
     clean: int = 0  # epochs before the augmentation's `drop` begins
     flip_test: bool = True
     layer_decay: float | None = None
-    start: Path | None = None  # weights that the trunk begins from (`begin_from`)
+    start: Start | None = None  # weights that the trunk begins from (`begin_from`)
     steps: int | None = None  # batches per epoch; None: all people once
     workers: int | None = None  # processes that make crops; None: as many as there are cores to spare, at most 8
     memory: float = 4.0  # GB that photos may take; sets that need more are read anew in every epoch

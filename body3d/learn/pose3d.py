@@ -19,16 +19,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from body3d.augment import Augmentation, Colours
-from body3d.checkpoints import load_imagenet
 from body3d.codecs.base import Size
 from body3d.crop import apply
 from body3d.errors import InputError
 from body3d.images import warp_crop
+from body3d.learn.begin import Start, begin_from
 from body3d.learn.crops import compose
 from body3d.learn.pose3d_data import People3D, Photos, Source3D
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
-from body3d.nets.resnet import ResNet
-from body3d.nets3d.regressors import Regressed, Regressor, RootFinder, Target, View, crop_views
+from body3d.nets3d.regressors import Regressed, Regressor, RootFinder, SceneRegressor, Target, View, crop_views
 from body3d.nets3d.volumetric import limb_lengths
 from body3d.skeletons import H36M17, JointSet
 from body3d.train import Plan, Task, read_checkpoint
@@ -293,7 +292,7 @@ class RegressRun:
     augment: Augmentation = CROP_TRAINING
     steps: int | None = None  # batches per epoch; None: everybody once
     workers: int | None = 0  # processes that cut crops; None: as many as there are cores to spare, at most 8
-    start: Path | None = None  # weights to begin from (`begin`)
+    start: Start | None = None  # weights to begin from (`begin`)
     true_depth: bool = False  # validation tells how far away roots are, as PoseNet's own does
 
     def task(self, path: Path | None, device: torch.device) -> RegressTask:
@@ -311,23 +310,17 @@ class RegressRun:
         )
 
 
-def begin(net: nn.Module, path: Path) -> None:
-    """Weights of a training of the same network (`best.pt`), or a classifier's for the first ResNet in it.
-
-    InputError if they are of another network or there is no ResNet.
-    """
-    content = read_checkpoint(path)
-    model = content.get("model")
-    if isinstance(model, dict) and "_extra_state" in model:
+def begin(net: Regressor | RootFinder | SceneRegressor, start: Start) -> None:
+    """Weights of a training of the same network (`best.pt`), or of its trunk (`begin_from`). InputError if they are of another."""
+    path = start if isinstance(start, Path) else start()
+    model = read_checkpoint(path).get("model")
+    if isinstance(model, dict) and model.get("_extra_state") == net.get_extra_state():
         try:
             net.load_state_dict(model)
         except RuntimeError as error:
             raise InputError(f"{path} holds another network: {_first_reason(error)}") from error
-        return
-    trunk = next((part for part in net.modules() if isinstance(part, ResNet)), None)
-    if trunk is None:
-        raise InputError(f"{path} cannot be begun from: there is no ResNet in this network")
-    load_imagenet(trunk, path)
+    else:
+        begin_from(net, path)
 
 
 def _first_reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from body3d.augment import Augmentation
 from body3d.codecs.base import Size
 from body3d.crop import apply
 from body3d.errors import InputError
+from body3d.learn.begin import Start
 from body3d.learn.crops import compose
 from body3d.learn.pose3d import CROP_TRAINING, MM, begin, cut, parameter_groups, turned
 from body3d.learn.pose3d_data import Mixed, People3D, RenderedScenes, Source3D
@@ -213,7 +214,7 @@ class SceneRun:
     augment: Augmentation = SCENE_TRAINING
     steps: int | None = None  # batches per epoch; None: all photos once
     workers: int | None = 0
-    start: Path | None = None
+    start: Start | None = None
 
     def task(self, path: Path | None, device: torch.device) -> SceneTask:
         """Open the data and build the network. InputError if something is missing."""

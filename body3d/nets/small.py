@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from body3d.codecs import Codec, Heatmap, Size
 from body3d.joint_set import JointSet
 from body3d.layers import BasicBlock, conv_bn, init_kaiming
+from body3d.nets.efficientnet_lite import NORMALISE, LitePyramid
 from body3d.posenet import PoseNet, on_trunk
 from body3d.skeletons import LSP14
 
-__all__ = ["SmallTrunk", "small"]
+__all__ = ["SmallTrunk", "small", "small_lite"]
 
 
 class SmallTrunk(nn.Module):
@@ -55,3 +56,8 @@ class SmallTrunk(nn.Module):
 def small(joints: JointSet = LSP14, codec: Codec = Heatmap(sigma=1.5), size: Size = (128, 96)) -> PoseNet:
     """2.6 million weights with a codec that reads one map per joint, 0.11 billion multiplications at 128x96."""
     return on_trunk(SmallTrunk(), codec, joints, size)
+
+
+def small_lite(joints: JointSet = LSP14, codec: Codec = Heatmap(sigma=1.5), size: Size = (128, 96)) -> PoseNet:
+    """2.5 million weights, on a trunk of which there are ImageNet weights (`efficientnet_lite.imagenet_file`)."""
+    return on_trunk(LitePyramid(64), codec, joints, size, NORMALISE)

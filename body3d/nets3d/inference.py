@@ -20,8 +20,8 @@ from body3d.codecs.volume import CoarseToFine, IntegralVolume
 from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.nets3d import mppe, vnect, volumetric
-from body3d.nets3d.regressors import (
-    BUILDERS,
+from body3d.nets3d.builders import BUILDERS, vnect_368
+from body3d.nets3d.regressors import (  # fmt: skip
     ByCoarseToFine,
     ByIntegral,
     ByLocationMaps,
@@ -32,8 +32,7 @@ from body3d.nets3d.regressors import (
     Whole,
     crop_views,
     scene_views,
-    vnect_368,
-)  # fmt: skip
+)
 from body3d.posenet import PLAIN
 from body3d.skeletons import H36M17, MPPE18, MUPOTS21, JointSet
 from body3d.types import Boxes, Keypoints3D

@@ -22,15 +22,15 @@ from body3d.crop import apply, crop_matrix, invert
 from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.layers import deconv_layers
+from body3d.nets.efficientnet_lite import EfficientNetLite, LitePyramid
 from body3d.nets.resnet import resnet50
-from body3d.nets3d.trunks import NarrowResNet, narrow_pyramid
 from body3d.posenet import Trunk
 from body3d.skeletons import MPPE18, JointSet
 from body3d.types import Keypoints3D
 
 __all__ = [
     "PoseNet", "RootNet", "absolute_poses", "flip_tested", "load_posenet", "load_rootnet", "locate_roots",
-    "posenet_18", "posenet_21", "posenet_small", "rootnet_small",
+    "posenet_18", "posenet_21", "posenet_lite", "rootnet_lite",
 ]  # fmt: skip
 
 SIZE, GRID = (256, 256), (64, 64)  # of a crop in pixels, of a map in cells
@@ -104,14 +104,16 @@ def posenet_21() -> PoseNet:
     return PoseNet(21)
 
 
-def posenet_small(joints: int = 18, depth: int = 16) -> PoseNet:
-    """For crops of 128 x 128, which it maps to 32 x 32 cells, `depth` deep; no published weights."""
-    return PoseNet(joints, depth, narrow_pyramid(), ())
+def posenet_lite(joints: int = 18, depth: int = 16) -> PoseNet:
+    """For crops of 128 x 128, which it maps to 16 x 16 cells, `depth` deep."""
+    pyramid = LitePyramid(96, 8)
+    return PoseNet(joints, depth, pyramid, ())
 
 
-def rootnet_small() -> RootNet:
-    """For crops of 128 x 128; before training it says that the depth is k. No published weights."""
-    network = RootNet(NarrowResNet(), (64, 64, 64))
+def rootnet_lite() -> RootNet:
+    """For crops of 128 x 128; before training it says that the depth is k."""
+    trunk = EfficientNetLite()
+    network = RootNet(trunk, (64, 64, 64))
     nn.init.ones_(network.root["depth_layer"].bias)  # type: ignore[arg-type]
     return network
 

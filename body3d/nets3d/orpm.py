@@ -17,13 +17,13 @@ from body3d.codecs.base import Size, from_grid, to_grid
 from body3d.codecs.heatmap import gaussian_maps
 from body3d.codecs.locationmap import RedundantMap
 from body3d.layers import Bottleneck, conv_bn, deconv_layers
+from body3d.nets.efficientnet_lite import LitePyramid
 from body3d.nets.resnet import resnet50
-from body3d.nets3d.trunks import narrow_pyramid
 from body3d.posenet import Trunk
 from body3d.skeletons import MUPOTS17, JointSet
 from body3d.types import Keypoints2D, Keypoints3D
 
-__all__ = ["ORPM", "ORPMMaps", "affinity_fields", "find_people", "heat_of_all", "orpm", "orpm_small", "people"]
+__all__ = ["ORPM", "ORPMMaps", "affinity_fields", "find_people", "heat_of_all", "orpm", "orpm_lite", "people"]
 
 
 # ---- network -------------------------------------------------------------------------------------------------------
@@ -74,9 +74,10 @@ def _narrow_branch(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def orpm_small(joints: JointSet = MUPOTS17) -> ORPM:
-    """For images of 160 x 160, which it maps to 40 x 40 cells; no published weights."""
-    return ORPM(joints, narrow_pyramid())
+def orpm_lite(joints: JointSet = MUPOTS17) -> ORPM:
+    """For images of 160 x 160, which it maps to 40 x 40 cells."""
+    pyramid = LitePyramid(64, 4)
+    return ORPM(joints, pyramid)
 
 
 def orpm() -> ORPM:

@@ -7,7 +7,6 @@ box, `MARGIN` times as large; k is the depth at which that square would be 2 m w
 Crops away from the middle of the image are seen at an angle; as in the papers the 3D is in the camera's axes all the same.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,16 +19,15 @@ from body3d.codecs.locationmap import LocationMap, RedundantMap
 from body3d.codecs.volume import CoarseToFine, IntegralVolume
 from body3d.crop import apply, crop_matrix, invert
 from body3d.errors import InputError
-from body3d.nets3d import dconvmp, mppe, orpm, vnect, volumetric
+from body3d.nets3d import dconvmp, mppe, orpm
 from body3d.nets3d.volumetric import back_project, depth_from_limbs
-from body3d.posenet import IMAGENET, PLAIN, Normalise
-from body3d.skeletons import H36M17, MPPE18, MUPOTS17, MUPOTS21, JointSet
+from body3d.posenet import IMAGENET, Normalise
+from body3d.skeletons import JointSet
 from body3d.tensors import Tensors
 
 __all__ = [
-    "BUILDERS", "Regressed", "Regressor", "RootFinder", "SceneRegressor", "Target", "View", "crop_views",
-    "dconvmp_112", "orpm_160", "orpm_320", "placed", "scene_views", "posenet_128", "posenet_256", "rootnet_128", "rootnet_256",
-    "vnect_128", "vnect_368", "volumetric_128", "volumetric_256",
+    "ByCoarseToFine", "ByIntegral", "ByLocationMaps", "ByWindows", "Regressed", "Regressor", "RootFinder", "SceneRegressor",
+    "Target", "View", "Whole", "crop_views", "placed", "scene_views",
 ]  # fmt: skip
 
 MARGIN = 1.25  # crop over box, 3DMPPE's
@@ -325,9 +323,10 @@ class SceneRegressor(_Whole):
     """
 
     def __init__(
-        self, name: str, net: orpm.ORPM, codec: RedundantMap, size: Size, stride: int, space: float, sigma: float = 1.0
-    ):
-        super().__init__(name, net, codec.joints, size, IMAGENET)
+        self, name: str, net: orpm.ORPM, codec: RedundantMap, size: Size, stride: int, space: float, sigma: float = 1.0,
+        normalise: Normalise = IMAGENET,
+    ):  # fmt: skip
+        super().__init__(name, net, codec.joints, size, normalise)
         self.codec, self.space, self.sigma = codec, space, sigma
         self.grid = (size[0] // stride, size[1] // stride)
 
@@ -370,78 +369,4 @@ class SceneRegressor(_Whole):
         return out
 
 
-# ---- those of the papers, and small ones ---------------------------------------------------------------------------
-def vnect_368(joints: JointSet = MUPOTS21) -> Regressor:
-    """As published: blue first, maps in units of 10 mm."""
-    bgr = Normalise((0.4, 0.4, 0.4), (1.0, 1.0, 1.0), bgr=True)
-    return Regressor(
-        "vnect_368", vnect.VNect(len(joints)), ByLocationMaps(LocationMap(joints)), joints, (368, 368), bgr
-    )
-
-
-def vnect_128(joints: JointSet = H36M17) -> Regressor:
-    """Maps in units of 0.1 m, with bumps of one cell of the 16 x 16."""
-    codec = LocationMap(joints, unit=0.1, sigma=1.0, location=0.1)
-    return Regressor("vnect_128", vnect.vnect_small(len(joints)), ByLocationMaps(codec), joints, (128, 128))
-
-
-def volumetric_256(joints: JointSet = H36M17) -> Regressor:
-    """The paper's best: four stacks."""
-    net = volumetric.volumetric_4(len(joints))
-    return Regressor("volumetric_256", net, ByCoarseToFine(CoarseToFine()), joints, (256, 256), PLAIN)
-
-
-def volumetric_128(joints: JointSet = H36M17) -> Regressor:
-    net = volumetric.volumetric_small(len(joints))
-    codec = CoarseToFine((1, 16), sigma=1.5)
-    return Regressor("volumetric_128", net, ByCoarseToFine(codec), joints, (128, 128))
-
-
-def posenet_256(joints: JointSet = MPPE18) -> Regressor:
-    return Regressor("posenet_256", mppe.PoseNet(len(joints)), ByIntegral(), joints, (256, 256))
-
-
-def posenet_128(joints: JointSet = H36M17) -> Regressor:
-    return Regressor("posenet_128", mppe.posenet_small(len(joints)), ByIntegral(), joints, (128, 128))
-
-
-def rootnet_256(joints: JointSet = MPPE18) -> RootFinder:
-    """Depth in millimetres, as published."""
-    return RootFinder("rootnet_256", mppe.RootNet(), joints, (256, 256), unit=0.001)
-
-
-def rootnet_128(joints: JointSet = H36M17) -> RootFinder:
-    return RootFinder("rootnet_128", mppe.rootnet_small(), joints, (128, 128), unit=0.1)
-
-
-def dconvmp_112(joints: JointSet = H36M17, phase: dconvmp.Phase = dconvmp.MULTITASK[0]) -> Regressor:
-    method = ByWindows(dconvmp.PoseTarget(joints), phase=phase)
-    return Regressor("dconvmp_112", dconvmp.DconvMP(len(joints)), method, joints, (112, 112))
-
-
-def _redundant(joints: JointSet, unit: float) -> RedundantMap:
-    """Human3.6M's joints: its thorax is the neck, and its neck/nose lies where others have the head."""
-    if joints is not H36M17:
-        return RedundantMap(joints, unit=unit)
-    usual = RedundantMap()
-    limbs = tuple(("neck_nose", "head_top") if "head" in limb else limb for limb in usual.limbs)
-    return RedundantMap(joints, anchors=("thorax", "pelvis"), limbs=limbs, unit=unit)
-
-
-def orpm_320(joints: JointSet = MUPOTS17) -> SceneRegressor:
-    """A ResNet-50 on images of 320 x 320; the paper's training size is not stated."""
-    return SceneRegressor("orpm_320", orpm.ORPM(joints), _redundant(joints, 0.1), (320, 320), 8, space=1.0)
-
-
-def orpm_160(joints: JointSet = H36M17) -> SceneRegressor:
-    return SceneRegressor("orpm_160", orpm.orpm_small(joints), _redundant(joints, 0.1), (160, 160), 4, space=1.0)
-
-
 Whole = Regressor | RootFinder | SceneRegressor
-BUILDERS: dict[str, Callable[[JointSet], Whole]] = {
-    build.__name__: build
-    for build in (
-        vnect_368, vnect_128, volumetric_256, volumetric_128, posenet_256, posenet_128, rootnet_256, rootnet_128,
-        dconvmp_112, orpm_320, orpm_160,
-    )
-}  # fmt: skip

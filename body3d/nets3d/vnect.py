@@ -22,9 +22,11 @@ from body3d.errors import InputError
 from body3d.filters import OneEuro
 from body3d.images import warp_crop
 from body3d.layers import init_kaiming
+from body3d.nets.efficientnet_lite import LitePyramid
+from body3d.posenet import Trunk
 from body3d.types import Keypoints2D, Keypoints3D
 
-__all__ = ["Tracker", "VNect", "averaged", "fold", "from_tensorflow", "normalised", "video", "vnect_small"]
+__all__ = ["Tracker", "VNect", "averaged", "fold", "from_tensorflow", "normalised", "video", "vnect_lite"]
 
 SIDE = 368  # pixels of a crop
 
@@ -36,23 +38,22 @@ class VNect(nn.Module):
     Besides each joint's place from the root, its place from its parent is predicted (`delta`) for the last layers to see, along
     with the bone lengths that follow from it. `folded`: convolutions with biases and without batch norms, as released; to train,
     use the other form and `fold` it afterwards. `width` channels come out of the first convolution, and all others are multiples
-    of it; `depths` are the residual blocks of the three stages.
+    of it; `depths` are the residual blocks of the three stages. `backbone`: another trunk, of 16 `width` channels at stride 16, in
+    the place of these stages.
     """
 
     def __init__(
-        self, joints: int = 21, folded: bool = False, width: int = 64, depths: tuple[int, int, int] = (3, 4, 6)
+        self,
+        joints: int = 21,
+        folded: bool = False,
+        width: int = 64,
+        depths: tuple[int, int, int] = (3, 4, 6),
+        backbone: Trunk | None = None,
     ):
         super().__init__()
-        self.joints, self.width, self.depths = joints, width, depths
-        self.conv1 = _SameConv(3, width, 7, 2, folded=folded)
-        inputs = width
-        for stage, depth in enumerate(depths, 2):
-            inner = width * 2 ** (stage - 2)
-            for i in range(depth):
-                stride = 2 if i == 0 and stage > 2 else 1
-                block = _Residual(inputs, inner, 4 * inner, stride, folded)
-                self.add_module(f"res{stage}{'abcdef'[i]}", block)
-                inputs = 4 * inner
+        self.joints, self.width, self.depths, self.backbone = joints, width, depths, backbone
+        if backbone is None:
+            self._add_stages(width, depths, folded)
         self.res5a = _Residual(16 * width, 8 * width, 16 * width, 1, folded, project=True)
         self.res5b = nn.ModuleDict(
             {
@@ -66,10 +67,25 @@ class VNect(nn.Module):
         self.bn5c_branch2a = nn.BatchNorm2d(2 * width, 1e-3)
         self.res5c_branch2b = _SameConv(2 * width + 4 * joints, 2 * width, 3, folded=folded)
         self.res5c_branch2c = nn.Conv2d(2 * width, 4 * joints, 1, bias=False)
-        init_kaiming(self)
+        for part in self.children():
+            if part is not backbone:
+                init_kaiming(part)
+
+    def _add_stages(self, width: int, depths: Sequence[int], folded: bool) -> None:
+        self.conv1 = _SameConv(3, width, 7, 2, folded=folded)
+        inputs = width
+        for stage, depth in enumerate(depths, 2):
+            inner = width * 2 ** (stage - 2)
+            for i in range(depth):
+                stride = 2 if i == 0 and stage > 2 else 1
+                block = _Residual(inputs, inner, 4 * inner, stride, folded)
+                self.add_module(f"res{stage}{'abcdef'[i]}", block)
+                inputs = 4 * inner
 
     def trunk(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """The features of the fourth stage, at stride 16."""
+        if self.backbone is not None:
+            return self.backbone(image)[-1]
         x = F.relu(self.conv1(image), inplace=True)
         x = F.max_pool2d(_same_pad(x, 3, 2), 3, 2)
         for name, block in self.named_children():
@@ -131,14 +147,17 @@ class _Residual(nn.Module):
         return F.relu(self.branch2c(y) + (x if self.branch1 is None else self.branch1(x)), inplace=True)
 
 
-def vnect_small(joints: int = 21) -> VNect:
-    """For crops of 128 x 128, which it maps to 16 x 16 cells; no published weights."""
-    return VNect(joints, width=20, depths=(1, 2, 2))
+def vnect_lite(joints: int = 21) -> VNect:
+    """For crops of 128 x 128, which it maps to 16 x 16 cells."""
+    pyramid = LitePyramid(256, 16)
+    return VNect(joints, width=16, backbone=pyramid)
 
 
 @torch.no_grad()
 def fold(network: VNect) -> VNect:
     """The same function (in eval mode) as a folded network: batch norms, but for one, have become weights and biases."""
+    if network.backbone is not None:
+        raise InputError("this network stands on another trunk, whose batch norms are not folded")
     folded = VNect(network.joints, True, network.width, network.depths).to(next(network.parameters()))
     state = network.state_dict()
     for name, layer in network.named_modules():

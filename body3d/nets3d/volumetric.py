@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.layers import PreActBottleneck, conv_bn
+from body3d.nets.efficientnet_lite import LitePyramid
+from body3d.posenet import Trunk
 from body3d.skeletons import H36M17, JointSet
 
 __all__ = [
@@ -23,7 +25,7 @@ __all__ = [
     "limb_lengths",
     "volumetric_2",
     "volumetric_4",
-    "volumetric_small",
+    "volumetric_lite",
 ]
 
 
@@ -31,25 +33,39 @@ class Volumetric(nn.Module):
     """(B, 3, H, W) to one (B, joints * d, H/4, W/4) per stack, joint-major; H and W must be multiples of 64.
 
     Each stack but the first sees the features of the two stacks before it (the second: those of the first and the stem's after
-    pooling) and the volume predicted last. `blocks`: residuals in a row, wherever there are several.
+    pooling) and the volume predicted last. `blocks`: residuals in a row, wherever there are several. `backbone`: a trunk at stride
+    4 in the place of the stem's first layers.
     """
 
-    def __init__(self, joints: int = 17, depths: Sequence[int] = (1, 2, 4, 64), width: int = 256, blocks: int = 3):
+    def __init__(
+        self,
+        joints: int = 17,
+        depths: Sequence[int] = (1, 2, 4, 64),
+        width: int = 256,
+        blocks: int = 3,
+        backbone: Trunk | None = None,
+    ):
         super().__init__()
         half = width // 2
-        self.conv1, self.bn1 = nn.Conv2d(3, width // 4, 7, 2, 3), nn.BatchNorm2d(width // 4)
-        self.layer1 = PreActBottleneck(width // 4, half)
-        self.layer2 = _residuals(half, half, width, blocks)
+        before = half if backbone is None else backbone.channels
+        if backbone is None:
+            self.conv1, self.bn1 = nn.Conv2d(3, width // 4, 7, 2, 3), nn.BatchNorm2d(width // 4)
+            self.layer1 = PreActBottleneck(width // 4, half)
+        self.backbone = backbone
+        self.layer2 = _residuals(before, half, width, blocks)
         self.stacks = nn.ModuleList()
-        inputs, before = width, half
+        inputs = width
         for i, depth in enumerate(depths):
             last = i == len(depths) - 1
             self.stacks.append(_Stack(inputs, before, width, joints * depth, last, blocks))
             inputs, before = width + before, width
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        x = self.layer1(F.relu(self.bn1(self.conv1(image)), inplace=True))
-        before = F.max_pool2d(x, 2)
+        if self.backbone is None:
+            x = self.layer1(F.relu(self.bn1(self.conv1(image)), inplace=True))
+            before = F.max_pool2d(x, 2)
+        else:
+            before = self.backbone(image)[-1]
         x, volumes = self.layer2(before), []
         for stack in self.stacks:
             volume, features, x = stack(x, before)
@@ -117,9 +133,10 @@ def volumetric_2(joints: int = 17) -> Volumetric:
     return Volumetric(joints, (1, 64))
 
 
-def volumetric_small(joints: int = 17) -> Volumetric:
-    """For crops of 128 x 128, which it maps to 32 x 32 cells, 1 and 16 deep; no published weights."""
-    return Volumetric(joints, (1, 16), width=40, blocks=1)
+def volumetric_lite(joints: int = 17) -> Volumetric:
+    """For crops of 128 x 128, which it maps to 32 x 32 cells, 1 and 16 deep."""
+    pyramid = LitePyramid(48, 4)
+    return Volumetric(joints, (1, 16), width=48, blocks=1, backbone=pyramid)
 
 
 def from_torch7(state: dict[str, Tensor], network: Volumetric) -> dict[str, Tensor]:
