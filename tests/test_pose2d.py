@@ -191,7 +191,7 @@ def test_wrong_configs_are_refused_in_one_line(photos, tmp_path, capsys):
     config.write_text(TINY)
     with pytest.raises(InputError, match="--noisy is not for a PoseRun"):
         train_lifter(TrainLifter(config, data=photos, out=tmp_path / "run", noisy=True))
-    with pytest.raises(InputError, match="Headed has no ResNet, HRNet or vision transformer"):
+    with pytest.raises(InputError, match="Headed has no trunk of which there are such weights"):
         train(Train(config, data=photos, out=tmp_path / "run", start=tmp_path / "resnet50.pth"))
     with pytest.raises(InputError, match=r"holds no Leeds Sports Pose, extended \(joints.mat or lspet\*.npz\)"):
         train(Train(config, data=tmp_path, out=tmp_path / "run"))
