@@ -261,6 +261,21 @@ def test_what_is_encoded_is_decoded(name):
     assert conf.shape == xy.shape[:2] and (conf > 0).all()
 
 
+def test_confidence_of_what_the_label_says_is_one():
+    xy = places(margin=17).round()
+    conf = SimCC().decode(ideal(SimCC(), xy), SIZE)[1]
+    assert (conf > 0.99).all() and conf.max() <= 1  # a pixel lies at most a quarter of a pixel off the nearest bin
+    wide = codec_maps(xy, 2.0)
+    assert (DSNT(sigma=2.0).decode(wide, SIZE)[1] > 0.9).all()
+    share = DSNT(sigma=1.0).decode(wide, SIZE)[1]
+    torch.testing.assert_close(share, torch.full_like(share, 0.25), atol=0.03, rtol=0)
+
+
+def codec_maps(xy, sigma):
+    """Logits of a Gaussian of `sigma` cells."""
+    return gaussian_maps(to_grid(xy, SIZE, (32, 24)).round(), (32, 24), sigma).clamp_min(1e-30).log()
+
+
 def test_simccs_error_is_half_a_bin():
     xy = places(40, margin=10)
     for split in (1.5, 2.0, 3.0):

@@ -346,7 +346,7 @@ def flat_people(folder: Path) -> People:
 
 def test_2d_sets_come_in_the_networks_joints(poses, tmp_path):
     flat = flat_people(tmp_path)
-    source = Mixed(TINY, PhotoSet(str(tmp_path), lambda path: flat, lambda path: flat), MPPE18)
+    source = Mixed(TINY, PhotoSet(str(tmp_path), flat.joints, lambda path: flat, lambda path: flat), MPPE18)
     rendered, photos = source.training(poses)
     assert rendered.joints == photos.joints == MPPE18 and len(photos) == 2  # the empty box is left out
     assert not photos.has_depth.any()

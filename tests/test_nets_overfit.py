@@ -39,6 +39,7 @@ from body3d.layers import BasicBlock, Bottleneck
 from body3d.nets.chained import CellSoftmax, Chain, ChainedPoseNet, SimplifiedChain, chain_order
 from body3d.nets.cpm import CPM, Beliefs, ReleasedCPM
 from body3d.nets.deeppose import Cascade
+from body3d.nets.efficientnet_lite import LitePyramid
 from body3d.nets.fpm import PyraNet
 from body3d.nets.hourglass import StackedHourglass
 from body3d.nets.hrnet import HRNet
@@ -177,55 +178,52 @@ def pyramid() -> tuple[HRNet, tuple[int, ...]]:
     return net, net.widths
 
 
-SHARP = Heatmap(sigma=1.5)
-# Cheapest first: the network, steps, learning rate.
+LOW: Size = (
+    128,
+    96,
+)  # maps of 32x24 cells are learnt in a fraction of the time; errors count in pixels of SIZE all the same
+SQUARE: Size = (128, 128)  # hourglasses halve their 32 cells four times
+SHARP = Heatmap(sigma=2.0)
+MSRA = msra_heatmap(2.0)
+# The network, steps, learning rate.
 NETS: dict[str, tuple[Callable[[], PoseNet], int, float]] = {
-    "small": (lambda: on_trunk(trunk(), Heatmap(), LSP14, SIZE), 150, 5e-3),
-    "vitpose": (lambda: on_trunk(ViTPoseTrunk(ViT(96, 4, 4, SIZE)), udp_heatmap(), LSP14, SIZE), 250, 3e-3),
+    "small": (lambda: on_trunk(trunk(), SHARP, LSP14, LOW), 400, 5e-3),
+    "small, lite": (lambda: on_trunk(LitePyramid(32), SHARP, LSP14, LOW), 400, 5e-3),
+    "vitpose": (lambda: on_trunk(ViTPoseTrunk(ViT(96, 4, 4, LOW)), udp_heatmap(), LSP14, LOW), 500, 2e-3),
     "vitpose, simple": (
-        lambda: on_trunk(ViTPoseTrunk(ViT(96, 4, 4, SIZE), simple=True), udp_heatmap(), LSP14, SIZE),
-        250,
-        3e-3,
-    ),
-    "resnet, regression": (
-        lambda: on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), Regression(places="msra"), LSP14, SIZE),
-        120,
-        1e-3,
-    ),
-    "resnet, rle": (lambda: on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), RLE(), LSP14, SIZE), 150, 1e-3),
-    "simplebaseline": (
-        lambda: on_trunk(PoseResNet(Bottleneck, (1, 1, 1, 1), 64), msra_heatmap(), LSP14, SIZE),
-        80,
+        lambda: on_trunk(ViTPoseTrunk(ViT(96, 4, 4, LOW), simple=True), udp_heatmap(), LSP14, LOW),
+        500,
         2e-3,
     ),
-    "hrnet": (
-        lambda: on_trunk(HRNet(16, modules=(1, 1, 1), blocks=1, stem=16), msra_heatmap(), LSP14, SIZE),
-        100,
-        5e-3,
+    "resnet, regression": (
+        lambda: on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), Regression(places="msra"), LSP14, LOW),
+        200,
+        1e-3,
     ),
-    "hourglass": (lambda: of_maps(StackedHourglass(2, J, 32), SHARP, LSP14, (256, 192)), 120, 5e-3),
-    "pyranet": (lambda: of_maps(PyraNet(1, J, 36), SHARP, LSP14, (256, 192)), 150, 5e-3),
-    "mca": (lambda: of_maps(MCA(J, 2, 24, kernel=5, parts_from=1), SHARP, LSP14, (256, 192), UNIT), 120, 5e-3),
-    "cpm": (lambda: of_maps(CPM(J, 2, 24, 24, 24), Heatmap(sigma=1.0), LSP14, SIZE), 150, 5e-3),
-    "released cpm": (lambda: PoseNet(ReleasedCPM(J, 2, 32), Beliefs(sigma=1.0), LSP14, (128, 96)), 200, 3e-4),
+    "resnet, rle": (lambda: on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), RLE(), LSP14, LOW), 250, 1e-3),
+    "simplebaseline": (lambda: on_trunk(PoseResNet(Bottleneck, (1, 1, 1, 1), 64), MSRA, LSP14, LOW), 300, 2e-3),
+    "hrnet": (lambda: on_trunk(HRNet(16, modules=(1, 1, 1), blocks=1, stem=16), MSRA, LSP14, LOW), 400, 5e-3),
+    "hourglass": (lambda: of_maps(StackedHourglass(2, J, 32), SHARP, LSP14, SQUARE), 400, 5e-3),
+    "pyranet": (lambda: of_maps(PyraNet(1, J, 36), SHARP, LSP14, SQUARE), 400, 5e-3),
+    "mca": (lambda: of_maps(MCA(J, 2, 24, kernel=5, parts_from=1), SHARP, LSP14, SQUARE, UNIT), 400, 5e-3),
+    "cpm": (lambda: of_maps(CPM(J, 2, 24, 24, 24), SHARP, LSP14, LOW), 400, 5e-3),
+    "released cpm": (lambda: PoseNet(ReleasedCPM(J, 2, 32), Beliefs(sigma=1.0), LSP14, LOW), 400, 1e-3),
     "tokenpose": (
-        lambda: of_maps(
-            TokenPose(Stem(), 256, (64, 48), (4, 3), (64, 48), J, (3,), 4, 96, 192), Heatmap(), LSP14, SIZE
-        ),
-        100,
+        lambda: of_maps(TokenPose(Stem(), 256, (32, 24), (4, 3), (32, 24), J, (3,), 4, 96, 192), SHARP, LSP14, LOW),
+        400,
         2e-3,
     ),
     "chain": (
         lambda: ChainedPoseNet(
-            Chain(chain_order(LSP14), ResNet(BasicBlock, (1, 1, 1, 1)), 32, 8, 8), CellSoftmax(1.0), LSP14, SIZE
+            Chain(chain_order(LSP14), ResNet(BasicBlock, (1, 1, 1, 1)), 32, 8, 8), CellSoftmax(1.0), LSP14, LOW
         ),
-        120,
+        150,
         3e-3,
     ),
-    "simplified chain": (lambda: of_maps(SimplifiedChain(J, 16), SHARP, LSP14, SIZE), 120, 1e-3),
+    "simplified chain": (lambda: of_maps(SimplifiedChain(J, 16), SHARP, LSP14, LOW), 400, 1e-3),
     "deeppose": (deeppose, 150, 3e-3),
-    "tfpose": (lambda: PoseNet(TFPose(*pyramid(), J, 32, 4, 2, 64), TFPoseCodec(), LSP14, SIZE), 200, 3e-3),
-    "poseur": (lambda: PoseNet(Poseur(*pyramid(), J, 64, 4, 2, 128), RLE(), LSP14, SIZE), 200, 3e-3),
+    "tfpose": (lambda: PoseNet(TFPose(*pyramid(), J, 32, 4, 2, 64), TFPoseCodec(), LSP14, LOW), 300, 3e-3),
+    "poseur": (lambda: PoseNet(Poseur(*pyramid(), J, 64, 4, 2, 128), RLE(), LSP14, LOW), 300, 3e-3),
 }
 
 
@@ -240,7 +238,7 @@ def test_pct_learns_eight_photos(learnt):
     """First the tokens of the eight poses, then which tokens each photo has."""
     torch.manual_seed(0)
     tokenizer = PoseTokenizer(J, 12, 64, 32, 64, 1, (32, 64), 32, 1, (32, 32), mask=0.0)
-    net = pct_on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), tokenizer, LSP14, SIZE)
+    net = pct_on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), tokenizer, LSP14, LOW)
     _, target = learnt(net)
     tokenizer.requires_grad_(True).train()
     optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
@@ -253,4 +251,4 @@ def test_pct_learns_eight_photos(learnt):
         schedule.step()
         tokenizer.update(tokenized.features.detach(), tokenized.codes)
     tokenizer.requires_grad_(False).eval()
-    assert off(net, learnt, 120, 1e-3) < PIXELS
+    assert off(net, learnt, 250, 1e-3) < PIXELS

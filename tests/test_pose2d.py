@@ -103,7 +103,7 @@ def eight(photos: Path, **change) -> PoseRun:
         boxes=p.boxes[:8],
     )  # fmt: skip
     run = PoseRun(
-        data=PhotoSet(str(photos), first, first),
+        data=PhotoSet(str(photos), LSP14, first, first),
         net=lambda joints: on_trunk(SmallTrunk((16, 16, 16, 16), (1, 1, 1, 1), 16), Heatmap(sigma=1.5), joints, SIZE),
         plan=Plan(epochs=10, lr=4e-3), batch=8, augment=STILL, workers=0, flip_test=False,
     )  # fmt: skip
@@ -294,7 +294,7 @@ def test_half_of_the_processes_make_the_same_crops(photos):
 def test_a_tenth_of_the_photos_is_held_out_with_all_of_their_people(tmp_path):
     draw(tmp_path, 20, 80, 4)
     twice = lambda path: LSP.packed([path / "lspet.npz"] * 2, path / "images")
-    (_, learnt), (_, held_out) = PhotoSet(str(tmp_path), twice).open(None)
+    (_, learnt), (_, held_out) = PhotoSet(str(tmp_path), LSP14, twice).open(None)
     assert held_out == [9, 19, 29, 39]
     assert sorted(learnt + held_out) == list(range(40))
 

@@ -4,6 +4,7 @@ Nibali et al., "Numerical coordinate regression with convolutional neural networ
 is at (2 i + 1) / n - 1, so the map reaches from -1 to 1. That is the project's convention of pixels.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,7 +69,8 @@ class DSNT:
     """(B, J, h, w) through a softmax; the loss is the Euclidean distance in -1..1 plus `weight` times a regulariser.
 
     The published choice is Jensen-Shannon with `sigma` 1 cell and weight 1, averaged over the joints that count. (mmpose's
-    DSNTHead is another: cells at i / w, squared or smooth L1 distance.)
+    DSNTHead is another: cells at i / w, squared or smooth L1 distance.) The confidence is the largest probability of a cell, as a
+    share (at most 1) of that of a Gaussian of `sigma`.
     """
 
     regulariser: Regulariser | None = js_divergence
@@ -90,4 +92,5 @@ class DSNT:
 
     def decode(self, raw: Float[Tensor, "B J h w"], size: Size) -> tuple[Float[Tensor, "B J 2"], Float[Tensor, "B J"]]:
         p = flat_softmax(raw)
-        return from_fraction((dsnt(p) + 1) / 2, size), p.amax((-1, -2))
+        conf = (p.amax((-1, -2)) * (2 * math.pi * self.sigma**2)).clamp_max(1)
+        return from_fraction((dsnt(p) + 1) / 2, size), conf

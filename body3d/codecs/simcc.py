@@ -19,6 +19,9 @@ from body3d.errors import InputError
 __all__ = ["Bins", "SimCC", "SimCCHead", "gaussian_labels", "kl_to_labels", "smoothed_labels"]
 
 
+SMOOTHING = 0.1  # of one-hot labels
+
+
 class Bins(NamedTuple):
     """Logits, left to right and top to bottom."""
 
@@ -32,7 +35,7 @@ def gaussian_labels(place: Float[Tensor, "*B"], bins: int, sigma: float) -> Floa
     return torch.exp(-away.square() / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
 
 
-def smoothed_labels(index: Int[Tensor, "*B"], bins: int, smoothing: float = 0.1) -> Float[Tensor, "*B n"]:
+def smoothed_labels(index: Int[Tensor, "*B"], bins: int, smoothing: float = SMOOTHING) -> Float[Tensor, "*B n"]:
     """1 - `smoothing` at `index`, the rest shared out among the others."""
     return F.one_hot(index, bins) * (1 - smoothing - smoothing / (bins - 1)) + smoothing / (bins - 1)
 
@@ -68,8 +71,8 @@ class SimCC:
 
     Published: split 2, sigma 4 at 256x192; mmpose sigma 6. The loss is the release's: the mean over bins, batch and joints. Joints
     outside the crop have no weight. `stride` is the trunk's, for the size of the head's linear layers. What is read is the best
-    bin, at most 1 / (2 split) pixels off; the confidence is the smaller of the two axes' probabilities. Published weights have
-    bin i at pixel i / split: `places` "msra".
+    bin, at most 1 / (2 split) pixels off. The confidence is the smaller of the two axes' probabilities, as a share (at most 1) of
+    what the label itself has at its top. Published weights have bin i at pixel i / split: `places` "msra".
     """
 
     split: float = 2.0
@@ -101,7 +104,13 @@ class SimCC:
     def decode(self, raw: Bins, size: Size) -> tuple[Float[Tensor, "B J 2"], Float[Tensor, "B J"]]:
         (px, x), (py, y) = (logits.softmax(-1).max(-1) for logits in raw)
         xy = torch.stack([x, y], -1).to(px.dtype)
-        return from_grid(xy, self.bins(size), size, self.places), torch.minimum(px, py)
+        conf = (torch.minimum(px, py) / self._top).clamp_max(1)
+        return from_grid(xy, self.bins(size), size, self.places), conf
+
+    @property
+    def _top(self) -> float:
+        """Of a label, where the bin is at the joint."""
+        return 1 - SMOOTHING if self.sigma is None else 1 / (self.sigma * math.sqrt(2 * math.pi))
 
     def mirror(self, raw: Bins, flip: Sequence[int]) -> Bins:
         return Bins(swap_joints(raw.x.flip(-1), flip), swap_joints(raw.y, flip))

@@ -18,10 +18,10 @@ class Detect:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Photos."""
     net: str = "embedded"
-    """embedded (whole body, no weights needed), a network of body3d.nets such as vitpose_b with --weights, or a file.onnx of
-    RTMPose or ViTPose."""
+    """embedded (whole body, no weights needed), a network of body3d.nets such as vitpose_b with --weights, a file.onnx of
+    RTMPose or ViTPose, or a config.py of a training with --weights."""
     weights: Path | None = None
-    """Its published checkpoint."""
+    """Its published checkpoint; of a config, best.pt of its training."""
     finder: Literal["embedded", "torchvision"] = "embedded"
     """What finds the boxes for --net."""
     boxes: Path | None = None
@@ -67,6 +67,8 @@ def _network(args: Detect):
         if args.weights is not None:
             raise InputError(f"--net {args.net} has its weights in it; leave --weights {args.weights} out")
         return read_onnx(args.net)
+    if args.net.endswith(".py"):
+        return fused(_trained(args).to(args.device))
     builders = {name: getattr(nets, name) for name in nets.__all__}
     complete = {
         name: build
@@ -74,10 +76,28 @@ def _network(args: Detect):
         if all(p.default is not p.empty for p in inspect.signature(build).parameters.values())
     }
     if args.net not in complete:
-        raise InputError(f"there is no network {args.net!r}; there are embedded, a file.onnx, {', '.join(complete)}")
+        raise InputError(
+            f"there is no network {args.net!r}; there are embedded, a file.onnx, a config.py, {', '.join(complete)}"
+        )
     if args.weights is None:
         raise InputError(f"--net {args.net} needs --weights FILE: its published checkpoint")
     return fused(complete[args.net](weights=args.weights).to(args.device))
+
+
+def _trained(args: Detect):
+    """The network of a config, with the weights of its training."""
+    from body3d.checkpoints import load_into, read_published
+    from body3d.learn.configs import read_config
+    from body3d.learn.pose2d import PoseRun
+
+    run = read_config(Path(args.net))
+    if not isinstance(run, PoseRun):
+        raise InputError(f"{args.net} is of {type(run).__name__}, not of a network that finds 2D joints (PoseRun)")
+    if args.weights is None:
+        raise InputError(f"--net {args.net} needs --weights FILE: best.pt of its training")
+    net = run.net(run.data.joints)
+    load_into(net, read_published(args.weights), args.weights)
+    return net
 
 
 def _detect_one(args: Detect, net, source: Path, folder: Path) -> int:

@@ -20,6 +20,7 @@ from body3d.datasets.mpii import MPII
 from body3d.datasets.people import People
 from body3d.errors import InputError
 from body3d.images import warp_crop
+from body3d.skeletons import AIC14, COCO17, LSP14, MPII16, JointSet
 
 __all__ = ["Crops", "PhotoSet", "aic", "coco", "compose", "lsp", "lspet", "mpii"]
 
@@ -33,6 +34,7 @@ class PhotoSet:
     """Whose photos a network learns from and is scored on, and how a box becomes a crop (`crop.box_to_crop`)."""
 
     home: str  # where the set lies if nobody says otherwise
+    joints: JointSet
     training: Callable[[Path], People]
     validation: Callable[[Path], People] | None = None  # None: every tenth photo of the training set is held out
     padding: float = 1.25
@@ -73,26 +75,26 @@ def _mpii_validation(path: Path) -> People:
 
 
 def lsp() -> PhotoSet:
-    return PhotoSet("data/lsp", _form("lsp", "train"), _form("lsp", "test"))
+    return PhotoSet("data/lsp", LSP14, _form("lsp", "train"), _form("lsp", "test"))
 
 
 def lspet() -> PhotoSet:
     """All 10 000 are meant for training: a tenth is held out."""
-    return PhotoSet("data/lspet", _form("lspet", "as distributed", "as arrays"))
+    return PhotoSet("data/lspet", LSP14, _form("lspet", "as distributed", "as arrays"))
 
 
 def mpii() -> PhotoSet:
     """HRNet's crops: 1.25 times the box, which is taken 15 of its 200 units lower."""
-    return PhotoSet("data/mpii", _form("mpii", "train, h5", "train, list"), _mpii_validation, down=15 / 200)
+    return PhotoSet("data/mpii", MPII16, _form("mpii", "train, h5", "train, list"), _mpii_validation, down=15 / 200)
 
 
 def coco() -> PhotoSet:
     """Annotated boxes, in validation too: papers' figures on val2017 are mostly of boxes that a detector found."""
-    return PhotoSet("data/coco", _form("coco", "train"), _form("coco", "val"))
+    return PhotoSet("data/coco", COCO17, _form("coco", "train"), _form("coco", "val"))
 
 
 def aic() -> PhotoSet:
-    return PhotoSet("data/aic", _form("aic", "train", "train, as COCO"))
+    return PhotoSet("data/aic", AIC14, _form("aic", "train", "train, as COCO"))
 
 
 # ---- crops ---------------------------------------------------------------------------------------------------------
