@@ -32,7 +32,18 @@ from tqdm import tqdm
 from body3d.atomic import atomic, check_writable
 from body3d.errors import InputError, MissingExtra
 
-__all__ = ["Constant", "Cosine", "Exponential", "Linear", "Plan", "Steps", "Task", "read_checkpoint", "train"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Linear",
+    "Plan",
+    "Steps",
+    "Task",
+    "read_checkpoint",
+    "train",
+    "weights_in",
+]
 
 LAST, BEST = "last.pt", "best.pt"
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -286,6 +297,15 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the archive makes it stumble on
         raise InputError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
+
+
+def weights_in(content: dict[str, Any], main: str = "net") -> dict[str, Any]:
+    """The state_dict in a checkpoint: the best's, or the last's (their average, if one was kept) of the module `main`."""
+    if "model" in content:
+        return content["model"]
+    if content.get("average") is None:
+        return content.get("modules", {}).get(main, {})
+    return {key.removeprefix("module."): v for key, v in content["average"].items() if key.startswith("module.")}
 
 
 def _begin(folder: Path, plan: Plan, description: Any, write: bool) -> Log:

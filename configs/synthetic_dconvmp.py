@@ -1,6 +1,6 @@
 """DconvMP (Li & Chan, ACCV 2014), both tasks at once, on rendered people: crops of 112x112, 9.8 million weights."""
 
-from body3d.learn.pose3d import RegressRun
+from body3d.learn.pose3d import RENDERED_TRAINING, RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
 from body3d.nets3d.builders import dconvmp_112
 from body3d.train import Cosine, Plan
@@ -20,4 +20,5 @@ run = RegressRun(
         ema=0.99,
     ),
     batch=16,
+    augment=RENDERED_TRAINING,
 )

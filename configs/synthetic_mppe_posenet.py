@@ -1,12 +1,12 @@
 """3DMPPE's PoseNet (Moon et al., ICCV 2019) with 2.5 million weights that begin from ImageNet, on rendered people, 128x128."""
 
-from body3d.learn.pose3d import RegressRun
+from body3d.learn.pose3d import RENDERED_TRAINING, RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
 from body3d.nets.efficientnet_lite import imagenet_file
 from body3d.nets3d.builders import posenet_lite
 from body3d.train import Cosine, Plan
 
-EPOCHS = 10  # of about four minutes of one core
+EPOCHS = 16  # of about four minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=5000),
@@ -22,5 +22,6 @@ run = RegressRun(
         ema=0.99,
     ),
     batch=16,
+    augment=RENDERED_TRAINING,
     true_depth=True,
 )

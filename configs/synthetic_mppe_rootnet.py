@@ -1,5 +1,6 @@
 """3DMPPE's RootNet (Moon et al., ICCV 2019) with 3 million weights on rendered people, 128x128; after synthetic_mppe_posenet."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from body3d.learn.pose3d import ROOT_TRAINING, RegressRun
@@ -23,5 +24,5 @@ run = RegressRun(
         ema=0.99,
     ),
     batch=16,
-    augment=ROOT_TRAINING,
+    augment=replace(ROOT_TRAINING, rotation=0.0),
 )

@@ -3,6 +3,7 @@ synthetic_mppe_posenet."""
 
 from pathlib import Path
 
+from body3d.learn.pose3d import RENDERED_TRAINING
 from body3d.learn.pose3d_data import RenderedScenes
 from body3d.learn.pose3d_scenes import SceneRun
 from body3d.nets3d.builders import orpm_lite
@@ -25,5 +26,6 @@ run = SceneRun(
         ema=0.99,
     ),
     batch=8,
+    augment=RENDERED_TRAINING,
     joints=H36M17,
 )

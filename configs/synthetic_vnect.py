@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from body3d.learn.pose3d import RegressRun
+from body3d.learn.pose3d import RENDERED_TRAINING, RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
 from body3d.nets3d.builders import vnect_lite
 from body3d.train import Cosine, Plan
@@ -23,4 +23,5 @@ run = RegressRun(
         ema=0.99,
     ),
     batch=16,
+    augment=RENDERED_TRAINING,
 )

@@ -26,12 +26,12 @@ from body3d.lift.embedded import embedded_lifter, lift
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
 from body3d.nets3d.regressors import Regressor, RootFinder, SceneRegressor
 from body3d.skeletons import H36M17
-from body3d.train import LAST, read_checkpoint, train
+from body3d.train import LAST, read_checkpoint, train, weights_in
 from body3d.types import Boxes
 
 __all__ = ["CONFIGS", "bench_regress", "held_out_people", "lifted"]
 
-CONFIGS = ("mppe_rootnet", "mppe_posenet", "vnect", "orpm", "volumetric", "dconvmp")
+CONFIGS = ("mppe_posenet", "mppe_rootnet", "vnect", "orpm", "volumetric", "dconvmp")
 SEED = 1  # of the scenes that are scored: not those of the trainings' validation
 ROOT = H36M17.index("pelvis")
 Row = dict[str, float]
@@ -103,17 +103,15 @@ def _trained(
         raise InputError(f"synthetic_{name}.py trains no regressor")
     if data is not None:
         run = replace(run, data=data)
+    if isinstance(run.start, Path):  # another of these trainings
+        run = replace(run, start=runs / run.start.parent.name / run.start.name)
     folder = runs / f"synthetic_{name}"
     task = run.task(poses, torch.device("cpu"))
     assert isinstance(task, RegressTask | SceneTask)
     train(task, run.plan, folder, resume=(folder / LAST).exists(), cpu=True, description=name)
     # The last weights (their average, if there is one), not those that were best on what was validated.
-    last, net = read_checkpoint(folder / LAST), task.net
-    if last["average"] is None:
-        net.load_state_dict(last["modules"]["net"])
-    else:
-        kept = {key.removeprefix("module."): v for key, v in last["average"].items() if key.startswith("module.")}
-        net.load_state_dict(kept)
+    net = task.net
+    net.load_state_dict(weights_in(read_checkpoint(folder / LAST)))
     return net.eval()
 
 

@@ -27,8 +27,8 @@ class Bench:
     path: tyro.conf.Positional[Path] = Path(".")
     """views, fit, published, prior, regress: the file of scripts/retarget_mocap.py; photos, data, lift, codecs: a folder;
     one: a photo; nets: what the networks' names begin with, else all of them."""
-    count: int = 40
-    """views, fit, published: how many (published: those of 50 are kept apart from those of 40)."""
+    count: int | None = None
+    """How many people: views, fit, published (those of 50 are kept apart from those of 40) 40, regress 500."""
     seed: int = 0
     """views, fit, published: which ones."""
     every: int = 1
@@ -47,19 +47,20 @@ class Bench:
 
 def bench(args: Bench) -> int:
     """Run `Bench`; the exit code."""
+    count = args.count or (500 if args.what == "regress" else 40)
     if args.what == "views":
         from body3d.benchmarks.views import run as run_views
 
-        table = run_views(args.path, args.count, args.seed)
+        table = run_views(args.path, count, args.seed)
     elif args.what == "fit":
         from body3d.benchmarks.fit import run as run_fit
 
-        table = run_fit(args.path, args.count, args.seed)
+        table = run_fit(args.path, count, args.seed)
     elif args.what == "published":
         from body3d.benchmarks.published import run as run_published
 
         runs = args.runs or Path("runs/bench_published")
-        table = run_published(args.path, runs, args.count, args.seed, args.minutes)
+        table = run_published(args.path, runs, count, args.seed, args.minutes)
     elif args.what == "prior":
         from body3d.benchmarks.prior import run as run_prior
         from body3d.benchmarks.prior import text
@@ -84,7 +85,7 @@ def bench(args: Bench) -> int:
     elif args.what == "regress":
         from body3d.benchmarks.regress import bench_regress
 
-        table = bench_regress(args.path, Path("configs"), args.runs or Path("runs/bench_regress"))
+        table = bench_regress(args.path, Path("configs"), args.runs or Path("runs/bench_regress"), count)
     elif args.what == "nets":
         from body3d.benchmarks.nets import bench_nets
 

@@ -30,20 +30,22 @@ from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
 from body3d.nets3d.regressors import Regressed, Regressor, RootFinder, SceneRegressor, Target, View, crop_views
 from body3d.nets3d.volumetric import limb_lengths
 from body3d.skeletons import H36M17, JointSet
-from body3d.train import Plan, Task, read_checkpoint
+from body3d.train import Plan, Task, read_checkpoint, weights_in
 from body3d.types import Keypoints2D
 from body3d.view.draw import draw_keypoints
 from body3d.view.plot import skeleton_views
 from body3d.view.sides import contact_sheet
 
 __all__ = [
-    "CROP_TRAINING", "ROOT_TRAINING", "RegressRun", "RegressTask", "begin", "crop_views_of", "moved", "mpjpe_figures",
-    "parameter_groups", "regress_people", "turned",
+    "CROP_TRAINING", "RENDERED_TRAINING", "ROOT_TRAINING", "RegressRun", "RegressTask", "begin", "crop_views_of", "moved",
+    "mpjpe_figures", "parameter_groups", "regress_people", "turned",
 ]  # fmt: skip
 
 # 3DMPPE's: scale 0.25, rotation 30 degrees in 60 % of cases. RootNet's crops are not scaled: it would make k wrong.
 CROP_TRAINING = Augmentation(scale=0.25, rotation=np.radians(30), half_body=None, colours=Colours())
 ROOT_TRAINING = replace(CROP_TRAINING, scale=0.0)
+# Rendered people come from cameras of all kinds already: a little movement keeps crops from being learnt by heart.
+RENDERED_TRAINING = replace(CROP_TRAINING, scale=0.1, rotation=0.0)
 MM = 1000.0
 SHOWN, TILE = 8, 256
 
@@ -311,10 +313,11 @@ class RegressRun:
 
 
 def begin(net: Regressor | RootFinder | SceneRegressor, start: Start) -> None:
-    """Weights of a training of the same network (`best.pt`), or of its trunk (`begin_from`). InputError if they are of another."""
+    """Weights of a training of the same network (`best.pt` or `last.pt`), or of a trunk (`begin_from`). InputError if they are of
+    another."""
     path = start if isinstance(start, Path) else start()
-    model = read_checkpoint(path).get("model")
-    if isinstance(model, dict) and model.get("_extra_state") == net.get_extra_state():
+    model = weights_in(read_checkpoint(path))
+    if model.get("_extra_state") == net.get_extra_state():
         try:
             net.load_state_dict(model)
         except RuntimeError as error:
