@@ -24,8 +24,8 @@ __all__ = ["CODECS", "bench_codecs"]
 
 CODECS: dict[str, Callable[[], Codec]] = {
     "SimCC": lambda: SimCC(sigma=3.0),
-    "heatmap, DARK": lambda: Heatmap(sigma=1.5),
     "DSNT": DSNT,
+    "heatmap, DARK": lambda: Heatmap(sigma=2.0),
 }
 
 
