@@ -71,12 +71,17 @@ _KINDS = {
     r"(.*\.)?stacks\.0\.hourglass\..*": "multi-context attention",
     r"(.*\.)?layer1\.scales\..*": "PyraNet",
     r"(.*\.)?hgs?\.0\..*": "a stacked hourglass",
+    r"(.*\.)?final_layers\.1\..*": "HigherHRNet",
     r"(.*\.)?stage2\.0\.fuse_layers\..*": "HRNet",
+    r"(.*\.)?Mconv1_stage2_L1\..*": "OpenPose's body network",
     r"(.*\.)?cpm_stages\.0\..*": "a convolutional pose machine in mmpose's names",
     r"(.*\.)?Mconv1_stage2\..*": "the released convolutional pose machine",
     r"(.*\.)?mlp_head_x\..*": "SimCC",
     r"(.*\.)?flow(_model)?\.t\.0\..*": "a regression with RLE",
     r"(.*\.)?deconv_layers\.0\.weight": "SimpleBaseline (a ResNet with deconvolutions)",
+    r"(.*\.)?duc1\.conv\.weight": "AlphaPose's FastPose",
+    r"global_net\.laterals\..*": "CPN",
+    r"(stage0\.downsample|backbone\.multi_stage_mspn)\..*": "MSPN",
     r"(.*\.)?layer1\.0\.conv1\.weight": "a network on images (ResNet)",
 }
 

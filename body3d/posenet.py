@@ -82,13 +82,17 @@ class PoseNet(nn.Module):
 
     def loss(self, image: Float[Tensor, "B 3 H W"], target: Keypoints2D) -> Float[Tensor, ""]:
         """The mean over the stages. A joint whose `conf` is 0 teaches nothing."""
+        self.check_joints(target)
+        losses = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in self(image, target)]
+        return torch.stack(losses).mean()
+
+    def check_joints(self, target: Keypoints2D) -> None:
+        """InputError unless the target's joints are the network's."""
         if target.joints != self.joints:
             raise InputError(
                 f"this network speaks of {self.joints.name}, the targets are {target.joints.name}: convert them "
                 "(Keypoints2D.convert)"
             )
-        losses = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in self(image, target)]
-        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def predict(self, image: Float[Tensor, "B 3 H W"], flip: bool = False) -> Keypoints2D:

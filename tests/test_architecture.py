@@ -20,7 +20,7 @@ ROWS = (
     ("layers", "attention", "losses", "crop", "augment"),
     ("codecs",),
     ("body", "view", "datasets", "metrics", "lift"),
-    ("nets", "nets3d", "posenet"),
+    ("nets", "nets3d", "bottomup", "posenet"),
     ("detect",),
     ("train",),
     ("learn", "evaluate"),

@@ -192,7 +192,7 @@ NETS: dict[str, tuple[Callable[[], PoseNet], int, float]] = {
     "vitpose": (lambda: on_trunk(ViTPoseTrunk(ViT(96, 4, 4, LOW)), udp_heatmap(), LSP14, LOW), 500, 2e-3),
     "vitpose, simple": (
         lambda: on_trunk(ViTPoseTrunk(ViT(96, 4, 4, LOW), simple=True), udp_heatmap(), LSP14, LOW),
-        500,
+        1500,
         2e-3,
     ),
     "resnet, regression": (
@@ -200,7 +200,7 @@ NETS: dict[str, tuple[Callable[[], PoseNet], int, float]] = {
         200,
         1e-3,
     ),
-    "resnet, rle": (lambda: on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), RLE(), LSP14, LOW), 250, 1e-3),
+    "resnet, rle": (lambda: on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), RLE(), LSP14, LOW), 600, 1e-3),
     "simplebaseline": (lambda: on_trunk(PoseResNet(Bottleneck, (1, 1, 1, 1), 64), MSRA, LSP14, LOW), 300, 2e-3),
     "hrnet": (lambda: on_trunk(HRNet(16, modules=(1, 1, 1), blocks=1, stem=16), MSRA, LSP14, LOW), 400, 5e-3),
     "hourglass": (lambda: of_maps(StackedHourglass(2, J, 32), SHARP, LSP14, SQUARE), 400, 5e-3),

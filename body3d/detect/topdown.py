@@ -9,6 +9,7 @@ from torch import Tensor
 
 from body3d.codecs.base import Places
 from body3d.crop import apply, box_to_crop, crop_matrix, invert
+from body3d.detect.pose_nms import PaperRule, ReleasedRule, merge_detections
 from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.posenet import PoseNet
@@ -25,12 +26,14 @@ def detect_topdown(
     flip: bool = False,
     batch: int = 16,
     padding: float = 1.25,
+    nms: ReleasedRule | PaperRule | None = None,
 ) -> list[Detections]:
     """The keypoints of the person in each box (pixels) of each image; people of several images share a batch.
 
     The crop shows the box widened to the network's proportions and enlarged by `padding` (1.25 is what networks on COCO were
     trained with). `flip` averages with the mirrored crop. The detections' boxes are those given; their score is the box's times
-    the mean confidence of the keypoints. InputError for a box that is empty, not finite or wholly outside its image.
+    the mean confidence of the keypoints. `nms`: how poses of the same person are merged. InputError for a box that is empty, not
+    finite or wholly outside its image.
     """
     device = next((p.device for p in net.parameters()), torch.device("cpu"))  # a network in a file of its own has none
     places: Places = getattr(net.codec, "places", "pixel")
@@ -53,10 +56,11 @@ def detect_topdown(
     points = torch.cat([*xy, xyxy.new_zeros(0, J, 2)]), torch.cat([*conf, xyxy.new_zeros(0, J)])
     counts = [len(found.xyxy) for found in boxes]
     people = zip(points[0].split(counts), points[1].split(counts), boxes, strict=True)
-    return [
-        Detections(Keypoints2D(x, c, net.joints), Boxes(found.xyxy.cpu().float(), found.score.cpu() * c.mean(-1)))
-        for x, c, found in people
+    found = [
+        Detections(Keypoints2D(x, c, net.joints), Boxes(box.xyxy.cpu().float(), box.score.cpu() * c.mean(-1)))
+        for x, c, box in people
     ]
+    return found if nms is None else [merge_detections(some, nms) for some in found]
 
 
 def _checked(boxes: Boxes, size: tuple[int, int]) -> Float[Tensor, "N 4"]:
