@@ -71,6 +71,8 @@ _KINDS = {
     r"(.*\.)?stacks\.0\.hourglass\..*": "multi-context attention",
     r"(.*\.)?layer1\.scales\..*": "PyraNet",
     r"(.*\.)?hgs?\.0\..*": "a stacked hourglass",
+    r"(.*\.)?stage0\.0\.layers\..*": "Lite-HRNet",
+    r"(.*\.)?transform\.ops\.\d\..*": "HR-NAS",
     r"(.*\.)?final_layers\.1\..*": "HigherHRNet",
     r"(.*\.)?stage2\.0\.fuse_layers\..*": "HRNet",
     r"(.*\.)?Mconv1_stage2_L1\..*": "OpenPose's body network",

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +19,12 @@ class Detect:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Photos."""
     net: str = "embedded"
-    """embedded (whole body, no weights needed), a network of body3d.nets such as vitpose_b with --weights, a file.onnx of
-    RTMPose or ViTPose, or a config.py of a training with --weights."""
+    """embedded (whole body, no weights needed), a network of body3d.nets such as vitpose_b or one that finds everybody at once such
+    as openpose_body with --weights, a file.onnx of RTMPose or ViTPose, or a config.py of a training with --weights."""
     weights: Path | None = None
     """Its published checkpoint; of a config, best.pt of its training."""
     finder: Literal["embedded", "torchvision"] = "embedded"
-    """What finds the boxes for --net."""
+    """What finds the boxes for a --net that sees one person."""
     boxes: Path | None = None
     """A JSON list of boxes [x0, y0, x1, y1] in pixels, in place of a finder (one image)."""
     flip: bool = False
@@ -39,6 +40,7 @@ class Detect:
 def detect(args: Detect) -> int:
     """Run `Detect`; the exit code."""
     from body3d.atomic import check_writable
+    from body3d.bottomup.everybody import FINDERS
 
     if not args.images:
         raise InputError("no image was given")
@@ -46,7 +48,7 @@ def detect(args: Detect) -> int:
         raise InputError("--boxes belongs to one image; give the images one by one")
     check_device(args.device)
     check_writable(args.out)
-    net = None if args.net == "embedded" else _network(args)
+    net = None if args.net == "embedded" else _at_once(args) if args.net in FINDERS else _network(args)
     codes = []
     for image, name in zip(args.images, folder_names(args.images), strict=True):
         try:
@@ -59,6 +61,7 @@ def detect(args: Detect) -> int:
 
 def _network(args: Detect):
     from body3d import nets
+    from body3d.bottomup.everybody import FINDERS
     from body3d.posenet import fused
 
     if args.net.lower().endswith(".onnx"):
@@ -76,12 +79,29 @@ def _network(args: Detect):
         if all(p.default is not p.empty for p in inspect.signature(build).parameters.values())
     }
     if args.net not in complete:
+        names = [*complete, *FINDERS]
+        near = get_close_matches(args.net, names, 5, 0.5) or names
         raise InputError(
-            f"there is no network {args.net!r}; there are embedded, a file.onnx, a config.py, {', '.join(complete)}"
+            f"there is no network {args.net!r}; there are embedded, a file.onnx, a config.py, {', '.join(near)}"
         )
+    return fused(_loaded(args, complete[args.net]))
+
+
+def _at_once(args: Detect):
+    from body3d.bottomup.everybody import FINDERS
+
+    finder = FINDERS[args.net]
+    if args.boxes is not None:
+        raise InputError(f"--net {args.net} finds everybody by itself; leave --boxes {args.boxes} out")
+    if args.flip and finder.flips is None:
+        raise InputError(f"--net {args.net} is not averaged with mirror images; leave --flip out")
+    return _loaded(args, finder.build)
+
+
+def _loaded(args: Detect, build):
     if args.weights is None:
         raise InputError(f"--net {args.net} needs --weights FILE: its published checkpoint")
-    return fused(complete[args.net](weights=args.weights).to(args.device))
+    return build(weights=args.weights).to(args.device)
 
 
 def _trained(args: Detect):
@@ -102,6 +122,7 @@ def _trained(args: Detect):
 
 def _detect_one(args: Detect, net, source: Path, folder: Path) -> int:
     from body3d.atomic import staged
+    from body3d.bottomup.everybody import FINDERS, as_detections
     from body3d.detect.boxes import find_boxes, read_boxes
     from body3d.detect.embedded import detect_embedded
     from body3d.detect.files import coco_results
@@ -113,6 +134,10 @@ def _detect_one(args: Detect, net, source: Path, folder: Path) -> int:
     given = read_boxes(args.boxes) if args.boxes else None
     if net is None:
         found = detect_embedded(image, args.max_people, given)
+    elif args.net in FINDERS:
+        finder = FINDERS[args.net]
+        people = (finder.flips if args.flip and finder.flips is not None else finder.find)(net, image)
+        found = as_detections(people[: args.max_people])
     else:
         from body3d.detect.topdown import detect_topdown
 

@@ -25,18 +25,22 @@ from torch import Tensor
 from body3d.body.files import read_arrays
 from body3d.errors import InputError
 from body3d.known_answers import (
+    bottomup,
     functions_body,
     functions_codecs,
     functions_collision,
     functions_direct,
     functions_fit,
     functions_metrics,
+    light,
+    multiperson,
     networks_convolutional,
     networks_direct,
     networks_lift,
     networks_others,
     networks_transformers,
     networks_vposer,
+    training,
 )
 from body3d.known_answers.question import Adapter, Comparison, Network, Question, published_input, published_weight
 
@@ -44,20 +48,28 @@ __all__ = ["ABSOLUTE", "ADAPTERS", "NETWORKS", "Comparison", "check"]
 
 # By the published name of the function or the system, `*` for any ending; the first that fits counts.
 ADAPTERS: dict[str, Adapter] = (
-    functions_body.ADAPTERS
+    bottomup.ADAPTERS
+    | functions_body.ADAPTERS
     | functions_codecs.ADAPTERS
     | functions_collision.ADAPTERS
     | functions_direct.ADAPTERS
     | functions_fit.ADAPTERS
     | functions_metrics.ADAPTERS
+    | light.ADAPTERS
+    | multiperson.ADAPTERS
+    | training.ADAPTERS
 )
 NETWORKS: dict[str, Callable[[str], Network]] = {
+    **bottomup.NETWORKS,
+    **light.NETWORKS,
+    **multiperson.NETWORKS,
     **networks_convolutional.NETWORKS,
     **networks_direct.NETWORKS,
     **networks_lift.NETWORKS,
     **networks_others.NETWORKS,
     **networks_transformers.NETWORKS,
     **networks_vposer.NETWORKS,
+    **training.NETWORKS,
 }
 
 # Where the published code is further from its own formula than the rule tolerates: an absolute tolerance.

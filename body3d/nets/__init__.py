@@ -6,7 +6,9 @@ from body3d.nets.cpn import cpn_r50, cpn_r101
 from body3d.nets.deeppose import deeppose
 from body3d.nets.fpm import pyranet_2, pyranet_8, pyranet_8_released
 from body3d.nets.hourglass import hourglass_1, hourglass_2, hourglass_4, hourglass_8
+from body3d.nets.hrnas import hrnas_super, hrnas_super_released
 from body3d.nets.hrnet import hrnet_w32, hrnet_w48
+from body3d.nets.litehrnet import litehrnet_18, litehrnet_30, naive_litehrnet_18, naive_litehrnet_18_wide
 from body3d.nets.mca import mca, mca_released
 from body3d.nets.mspn import mspn_1, mspn_2, mspn_3, mspn_4
 from body3d.nets.poseur import poseur_hrnet_w32, poseur_hrnet_w48, poseur_r50
@@ -50,4 +52,5 @@ __all__ = [
     "vitpose_b_simple", "vitpose_h", "vitpose_h_simple", "vitpose_l", "vitpose_l_simple", "vitpose_s", "chained",
     "chained_simplified", "mca", "mca_released", "pyranet_2", "pyranet_8", "pyranet_8_released",
     "cpn_r50", "cpn_r101", "mspn_1", "mspn_2", "mspn_3", "mspn_4", "fastpose_r50", "rmpe_hourglass_4",
+    "litehrnet_18", "litehrnet_30", "naive_litehrnet_18", "naive_litehrnet_18_wide", "hrnas_super", "hrnas_super_released",
 ]  # fmt: skip
