@@ -10,10 +10,10 @@ from body3d.nets3d.builders import orpm_lite
 from body3d.skeletons import H36M17
 from body3d.train import Cosine, Plan
 
-EPOCHS = 8  # of about four minutes of one core
+EPOCHS = 4  # of 5,000 images, about four minutes of one core
 
 run = SceneRun(
-    data=RenderedScenes(count=5000),
+    data=RenderedScenes(count=15000),
     net=orpm_lite,
     start=Path("runs/bench_regress/synthetic_mppe_posenet/best.pt"),  # the paper's has learnt 2D poses
     plan=Plan(
@@ -26,6 +26,7 @@ run = SceneRun(
         ema=0.99,
     ),
     batch=8,
+    steps=625,
     augment=RENDERED_TRAINING,
     joints=H36M17,
 )

@@ -35,7 +35,7 @@ from body3d.codecs.regression import RegressionHead
 from body3d.crop import apply, box_to_crop, crop_matrix
 from body3d.datasets.lsp import LSP
 from body3d.images import read_image, warp_crop
-from body3d.layers import BasicBlock, Bottleneck
+from body3d.layers import BasicBlock
 from body3d.nets.chained import CellSoftmax, Chain, ChainedPoseNet, SimplifiedChain, chain_order
 from body3d.nets.cpm import CPM, Beliefs, ReleasedCPM
 from body3d.nets.deeppose import Cascade
@@ -184,7 +184,6 @@ LOW: Size = (
 )  # maps of 32x24 cells are learnt in a fraction of the time; errors count in pixels of SIZE all the same
 SQUARE: Size = (128, 128)  # hourglasses halve their 32 cells four times
 SHARP = Heatmap(sigma=2.0)
-MSRA = msra_heatmap(2.0)
 # The network, steps, learning rate.
 NETS: dict[str, tuple[Callable[[], PoseNet], int, float]] = {
     "small": (lambda: on_trunk(trunk(), SHARP, LSP14, LOW), 400, 5e-3),
@@ -201,8 +200,8 @@ NETS: dict[str, tuple[Callable[[], PoseNet], int, float]] = {
         1e-3,
     ),
     "resnet, rle": (lambda: on_trunk(ResNet(BasicBlock, (1, 1, 1, 1)), RLE(), LSP14, LOW), 600, 1e-3),
-    "simplebaseline": (lambda: on_trunk(PoseResNet(Bottleneck, (1, 1, 1, 1), 64), MSRA, LSP14, LOW), 300, 2e-3),
-    "hrnet": (lambda: on_trunk(HRNet(16, modules=(1, 1, 1), blocks=1, stem=16), MSRA, LSP14, LOW), 400, 5e-3),
+    "simplebaseline": (lambda: on_trunk(PoseResNet(BasicBlock, (1, 1, 1, 1), 32), SHARP, LSP14, LOW), 400, 5e-3),
+    "hrnet": (lambda: on_trunk(HRNet(16, modules=(1, 1, 1), blocks=1, stem=16), SHARP, LSP14, LOW), 400, 5e-3),
     "hourglass": (lambda: of_maps(StackedHourglass(2, J, 32), SHARP, LSP14, SQUARE), 400, 5e-3),
     "pyranet": (lambda: of_maps(PyraNet(1, J, 36), SHARP, LSP14, SQUARE), 400, 5e-3),
     "mca": (lambda: of_maps(MCA(J, 2, 24, kernel=5, parts_from=1), SHARP, LSP14, SQUARE, UNIT), 400, 5e-3),
