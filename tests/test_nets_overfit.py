@@ -123,16 +123,16 @@ SHAPE = tuple((float(i % 4), float(i // 4)) for i in range(J))
 # Steps and learning rate.
 CODECS: dict[str, tuple[Codec, int, float]] = {
     "heatmap": (Heatmap(sigma=3.0), 700, 5e-3),
-    "heatmap msra": (msra_heatmap(3.0), 700, 5e-3),
-    "heatmap hardest": (msra_heatmap(3.0, hardest=8), 700, 5e-3),
+    "heatmap msra": (msra_heatmap(3.0), 1400, 5e-3),
+    "heatmap hardest": (msra_heatmap(3.0, hardest=8), 1400, 5e-3),
     "heatmap udp": (udp_heatmap(3.0), 700, 5e-3),
-    "udp offset": (UDPOffset(), 250, 1e-2),
-    "cal": (CAL(sigma=1.0), 250, 1e-2),
+    "udp offset": (UDPOffset(), 400, 1e-2),
+    "cal": (CAL(sigma=3.0), 700, 5e-3),
     "integral": (Integral(), 150, 5e-3),
-    "debiased": (DebiasedIntegral(), 150, 5e-3),
+    "debiased": (DebiasedIntegral(), 300, 5e-3),
     "sikr": (SIKR(), 200, 5e-3),
     "dsnt": (DSNT(), 150, 5e-3),
-    "sampling": (SamplingArgmax(), 200, 5e-3),
+    "sampling": (SamplingArgmax(), 400, 1e-2),
     "cells": (CellSoftmax(sigma=1.0), 150, 5e-3),
     "hdm": (HDM(rounds=20), 150, 5e-3),
     "simcc": (SimCC(), 150, 2e-3),
@@ -210,14 +210,14 @@ NETS: dict[str, tuple[Callable[[], PoseNet], int, float]] = {
     "released cpm": (lambda: PoseNet(ReleasedCPM(J, 2, 32), Beliefs(sigma=1.0), LSP14, LOW), 400, 1e-3),
     "tokenpose": (
         lambda: of_maps(TokenPose(Stem(), 256, (32, 24), (4, 3), (32, 24), J, (3,), 4, 96, 192), DSNT(), LSP14, LOW),
-        150,
+        300,
         2e-3,
     ),
     "chain": (
         lambda: ChainedPoseNet(
             Chain(chain_order(LSP14), ResNet(BasicBlock, (1, 1, 1, 1)), 32, 8, 8), CellSoftmax(1.0), LSP14, LOW
         ),
-        150,
+        300,
         3e-3,
     ),
     "simplified chain": (lambda: of_maps(SimplifiedChain(J, 16), DSNT(), LSP14, LOW), 150, 1e-3),
