@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from body3d.checkpoints import load_headed
-from body3d.codecs import Heatmap, SimCC
+from body3d.codecs import DSNT, Heatmap, SimCC
 from body3d.errors import InputError
 from body3d.nets import litehrnet
 from body3d.nets.litehrnet import (
@@ -208,7 +208,7 @@ def test_bad_sizes():
 @pytest.mark.slow
 def test_a_small_one_learns_four_images_by_heart():
     torch.manual_seed(0)
-    net = on_trunk(LiteHRNet((1, 1, 1), (16, 32, 64, 128)), Heatmap(sigma=1.5), LSP14, (64, 64))
+    net = on_trunk(LiteHRNet((1, 1, 1), (16, 32, 64, 128)), DSNT(), LSP14, (64, 64))
     for conv in net.modules():
         if isinstance(conv, nn.Conv2d):
             nn.init.kaiming_normal_(conv.weight)
