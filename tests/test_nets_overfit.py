@@ -215,11 +215,12 @@ NETS: dict[str, tuple[Callable[[], PoseNet], int, float]] = {
         300,
         2e-3,
     ),
+    # It reads whole cells, so it needs crops whose cells are four of the pixels that count.
     "chain": (
         lambda: ChainedPoseNet(
-            Chain(chain_order(LSP14), ResNet(BasicBlock, (1, 1, 1, 1)), 32, 8, 8), CellSoftmax(1.0), LSP14, LOW
+            Chain(chain_order(LSP14), ResNet(BasicBlock, (1, 1, 1, 1)), 32, 8, 8), CellSoftmax(1.0), LSP14, SIZE
         ),
-        300,
+        150,
         3e-3,
     ),
     "simplified chain": (lambda: of_maps(SimplifiedChain(J, 16), DSNT(), LSP14, LOW), 150, 1e-3),
