@@ -15,6 +15,7 @@ __all__ = [
     "conv_bn",
     "deconv_layers",
     "init_kaiming",
+    "top_down",
 ]
 
 
@@ -144,6 +145,14 @@ def _add_skip(block: BasicBlock | Bottleneck, x: Tensor, y: Tensor) -> Tensor:
     if block.se is not None:
         y = block.se(y)
     return F.relu(y + (x if block.downsample is None else block.downsample(x)), inplace=True)
+
+
+def top_down(maps: Sequence[Tensor], across: Sequence[nn.Module]) -> Float[Tensor, "B C h w"]:
+    """Maps of strides that double, fine to coarse, each through its module of `across`, summed from coarse to fine."""
+    y = across[-1](maps[-1])
+    for step, finer in zip(reversed(across[:-1]), reversed(maps[:-1]), strict=True):
+        y = step(finer) + F.interpolate(F.relu(y), scale_factor=2.0, mode="nearest")
+    return F.relu(y)
 
 
 @torch.no_grad()

@@ -23,9 +23,9 @@ from body3d.codecs import Codec, Heatmap, Size
 from body3d.codecs.peaks import quarter_shift
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
-from body3d.layers import conv_bn
+from body3d.layers import conv_bn, top_down
 from body3d.learn.pose2d import Batch, PoseRun, PoseTask
-from body3d.nets.hourglass import StackedHourglass
+from body3d.nets.hourglass import StackedHourglass, through_stacks, through_stem
 from body3d.nets.small import SmallTrunk
 from body3d.posenet import PoseNet, of_maps
 from body3d.skeletons import LSP14, MPII16
@@ -182,8 +182,7 @@ class _HourglassStem(nn.Module):
         self.layer1, self.layer2, self.layer3 = net.layer1, net.layer2, net.layer3
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        return self.layer3(self.layer2(F.max_pool2d(self.layer1(x), 2)))
+        return through_stem(self, image)
 
 
 class _HourglassBranch(nn.Module):
@@ -193,13 +192,7 @@ class _HourglassBranch(nn.Module):
         self.fc_, self.score_ = net.fc_, net.score_
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> list[Tensor]:
-        scores = []
-        for i, hourglass in enumerate(self.hg):
-            y = self.fc[i](self.res[i](hourglass(x)))
-            scores.append(self.score[i](y))
-            if i < len(self.fc_):
-                x = x + self.fc_[i](y) + self.score_[i](scores[-1])
-        return scores
+        return through_stacks(self, x)
 
 
 class _SmallStem(nn.Module):
@@ -223,10 +216,7 @@ class _SmallBranch(nn.Module):
         for stage in stages:
             x = stage(x)
             maps.append(x)
-        y = across[-1](maps[-1])
-        for step, finer in zip(reversed(across[:-1]), reversed(maps[:-1]), strict=True):
-            y = step(finer) + F.interpolate(F.relu(y), scale_factor=2.0, mode="nearest")
-        return [self.head(self.trunk["last"](F.relu(y)))]
+        return [self.head(self.trunk["last"](top_down(maps, across)))]
 
 
 def okdhp_hourglass_4(

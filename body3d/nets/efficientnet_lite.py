@@ -6,7 +6,6 @@ right and at the bottom. Modules bear the names of lukemelas/EfficientNet-PyTorc
 stage and the classifier are left out.
 """
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.errors import InputError
-from body3d.layers import conv_bn
+from body3d.layers import conv_bn, top_down
 from body3d.posenet import Normalise
 
 __all__ = ["NORMALISE", "EfficientNetLite", "LitePyramid", "imagenet_file"]
@@ -133,11 +132,7 @@ class LitePyramid(nn.Module):
         self.last = conv_bn(channels, channels)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        maps: Sequence[Tensor] = self.trunk(image)[self.finest :]
-        y = self.across[-1](maps[-1])
-        for across, finer in zip(reversed(self.across[:-1]), reversed(maps[:-1]), strict=True):  # type: ignore[arg-type]
-            y = across(finer) + F.interpolate(F.relu(y), scale_factor=2.0, mode="nearest")
-        return [self.last(F.relu(y))]
+        return [self.last(top_down(self.trunk(image)[self.finest :], list(self.across)))]
 
 
 def imagenet_file() -> Path:

@@ -8,6 +8,7 @@ those of the other (princeton-vl/pytorch_stacked_hourglass).
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from body3d.skeletons import MPII16
 
 __all__ = [
     "Hourglass", "StackedHourglass", "from_princeton", "hourglass_1", "hourglass_2", "hourglass_4", "hourglass_8",
+    "through_stacks", "through_stem",
 ]  # fmt: skip
 
 
@@ -57,15 +59,24 @@ class StackedHourglass(nn.Module):
         self.score_ = nn.ModuleList(nn.Conv2d(maps, width, 1) for _ in range(stacks - 1))
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        x = self.layer3(self.layer2(F.max_pool2d(self.layer1(x), 2)))
-        scores = []
-        for i, hourglass in enumerate(self.hg):
-            y = self.fc[i](self.res[i](hourglass(x)))
-            scores.append(self.score[i](y))
-            if i < len(self.fc_):
-                x = x + self.fc_[i](y) + self.score_[i](scores[-1])
-        return scores
+        return through_stacks(self, through_stem(self, image))
+
+
+def through_stem(net: Any, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    """The features that the first stack sees, by the stem of a `StackedHourglass` or what has its modules by the same names."""
+    x = F.relu(net.bn1(net.conv1(image)), inplace=True)
+    return net.layer3(net.layer2(F.max_pool2d(net.layer1(x), 2)))
+
+
+def through_stacks(net: Any, x: Float[Tensor, "B C h w"]) -> list[Tensor]:
+    """The maps of each stack, likewise."""
+    scores = []
+    for i, hourglass in enumerate(net.hg):
+        y = net.fc[i](net.res[i](hourglass(x)))
+        scores.append(net.score[i](y))
+        if i < len(net.fc_):
+            x = x + net.fc_[i](y) + net.score_[i](scores[-1])
+    return scores
 
 
 class Hourglass(nn.Module):

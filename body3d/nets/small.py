@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from body3d.codecs import Codec, Heatmap, Size
 from body3d.joint_set import JointSet
-from body3d.layers import BasicBlock, conv_bn, init_kaiming
+from body3d.layers import BasicBlock, conv_bn, init_kaiming, top_down
 from body3d.nets.efficientnet_lite import NORMALISE, LitePyramid
 from body3d.posenet import PoseNet, on_trunk
 from body3d.skeletons import LSP14
@@ -47,10 +46,7 @@ class SmallTrunk(nn.Module):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        y = self.across[-1](maps[-1])
-        for across, finer in zip(reversed(self.across[:-1]), reversed(maps[:-1]), strict=True):
-            y = across(finer) + F.interpolate(F.relu(y), scale_factor=2.0, mode="nearest")
-        return [self.last(F.relu(y))]
+        return [self.last(top_down(maps, list(self.across)))]
 
 
 def small(joints: JointSet = LSP14, codec: Codec = Heatmap(sigma=1.5), size: Size = (128, 96)) -> PoseNet:
