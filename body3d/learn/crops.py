@@ -1,6 +1,7 @@
 """People cut out of photos for training: which sets, which of their people, and 8-bit crops by the batch."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.skeletons import AIC14, COCO17, LSP14, MPII16, JointSet
 
-__all__ = ["Crops", "PhotoSet", "aic", "coco", "compose", "lsp", "lspet", "mpii"]
+__all__ = ["Crops", "PhotoSet", "aic", "coco", "compose", "lsp", "lspet", "mpii", "processes"]
 
 FINER = 1.5  # photos in memory have so many pixels per pixel of the crop, as they may be shown enlarged
 PROBED = 50  # photos whose size tells whether all fit in memory
@@ -177,6 +178,11 @@ class Crops(Dataset):
             return Photo(image[y : high[1], x : high[0]].copy(), outward)
         columns, rows = np.ceil(scale * (high - low)).astype(int).tolist()
         return Photo(warp_crop(image, invert(outward).numpy(), (rows, columns)), outward)
+
+
+def processes(workers: int | None) -> int:
+    """How many processes make crops; None: as many as there are cores to spare, at most 8."""
+    return min(8, (os.cpu_count() or 1) - 1) if workers is None else workers
 
 
 def compose(after: Float[Tensor, "*B 2 3"], before: Float[Tensor, "*B 2 3"]) -> Float[Tensor, "*B 2 3"]:

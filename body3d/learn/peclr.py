@@ -7,7 +7,6 @@ projection is a set of points in the plane, and before two are compared each is 
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from body3d.augment import Colours, Drop, Random
 from body3d.codecs import Size
 from body3d.crop import crop_matrix
 from body3d.errors import InputError
-from body3d.learn.crops import Crops, PhotoSet, compose
+from body3d.learn.crops import Crops, PhotoSet, compose, processes
 from body3d.posenet import IMAGENET, Normalise, Trunk
 from body3d.train import Plan, Task
 
@@ -254,5 +253,5 @@ class PeCLRRun:
             self.temperature,
             self.normalise,
             self.steps,
-            min(8, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers,
+            processes(self.workers),
         )

@@ -5,7 +5,6 @@ kind is a random choice of its joints, in a random order; `held_out` joints are 
 mirrored photos show one as the other). That is less than the paper's split, in which whole kinds of things are new.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from body3d.augment import Augmentation
 from body3d.crop import apply, invert
 from body3d.errors import InputError
-from body3d.learn.crops import Crops, PhotoSet
+from body3d.learn.crops import Crops, PhotoSet, processes
 from body3d.learn.pose2d import PoseTask
 from body3d.losses import joint_mse
 from body3d.metrics.pck import pck, torso_size
@@ -181,5 +180,5 @@ class POMNetRun:
             self.held_out,
             self.augment,
             self.steps,
-            min(8, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers,
+            processes(self.workers),
         )

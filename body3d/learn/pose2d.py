@@ -1,6 +1,5 @@
 """How networks from a crop to the 2D joints of one person are trained and scored, and what a config says."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from body3d.errors import InputError
 from body3d.geometry import rescale
 from body3d.joint_set import JointSet
 from body3d.learn.begin import Start, begin_from
-from body3d.learn.crops import Crops, PhotoSet, compose
+from body3d.learn.crops import Crops, PhotoSet, compose, processes
 from body3d.metrics.oks import Found, coco_ap
 from body3d.metrics.pck import pck, torso_size
 from body3d.posenet import PoseNet
@@ -251,5 +250,5 @@ class PoseRun:
             self.flip_test,
             self.clean,
             self.layer_decay,
-            min(8, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers,
+            processes(self.workers),
         )

@@ -5,7 +5,6 @@ image's plane it does to the pose too: turning a photo about the camera's axis t
 the mirrored pose. For a crop away from the middle that is exact as well, because a crop does not say where in the photo it was cut.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from body3d.crop import apply
 from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.learn.begin import Start, begin_from
-from body3d.learn.crops import compose
+from body3d.learn.crops import compose, processes
 from body3d.learn.pose3d_data import People3D, Photos, Source3D
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
 from body3d.nets3d.regressors import Regressed, Regressor, RootFinder, SceneRegressor, Target, View, crop_views
@@ -306,7 +305,7 @@ class RegressRun:
         net = self.net(self.joints)
         if self.start is not None:
             begin(net, self.start)
-        workers = min(8, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers
+        workers = processes(self.workers)
         return RegressTask(
             net.to(device), training, validation, self.batch, self.augment, self.steps, workers, self.true_depth
         )

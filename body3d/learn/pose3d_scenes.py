@@ -1,6 +1,5 @@
 """How ORPM, which sees whole images with several people, is trained and scored, and what a config says."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from body3d.codecs.base import Size
 from body3d.crop import apply
 from body3d.errors import InputError
 from body3d.learn.begin import Start
-from body3d.learn.crops import compose
+from body3d.learn.crops import compose, processes
 from body3d.learn.pose3d import CROP_TRAINING, MM, begin, cut, parameter_groups, turned
 from body3d.learn.pose3d_data import Mixed, People3D, RenderedScenes, Source3D
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
@@ -230,5 +229,5 @@ class SceneRun:
         net = self.net(self.joints)
         if self.start is not None:
             begin(net, self.start)
-        workers = min(8, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers
+        workers = processes(self.workers)
         return SceneTask(net.to(device), training, validation, self.batch, self.augment, self.steps, workers)
