@@ -6,7 +6,7 @@ from body3d.nets.efficientnet_lite import imagenet_file
 from body3d.nets3d.builders import posenet_lite
 from body3d.train import Cosine, Plan
 
-EPOCHS = 16  # of 11,400 crops, about four minutes of one core
+EPOCHS = 36  # of 11,400 crops, about four minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=15000),
@@ -21,8 +21,8 @@ run = RegressRun(
         clip_norm=1.0,
         ema=0.99,
     ),
-    batch=16,
-    steps=712,
+    batch=32,
+    steps=356,
     augment=RENDERED_TRAINING,
     true_depth=True,
 )

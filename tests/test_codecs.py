@@ -42,7 +42,7 @@ from body3d.codecs.peaks import argmax, dark, gaussian_blur, quarter_shift, udp_
 from body3d.codecs.pipnet import merge_weights, nearest_points
 from body3d.codecs.sampling import interpolate, temperature, triangular
 from body3d.codecs.simcc import gaussian_labels, kl_to_labels, smoothed_labels
-from body3d.codecs.wasserstein import bilinear_demand, transport_cost
+from body3d.codecs.wasserstein import bilinear_demand, flat_softplus, transport_cost
 from body3d.errors import InputError
 from body3d.skeletons import COCO17
 
@@ -76,6 +76,7 @@ CODECS = {
     "rle": RLE(),
     "rle mmpose": RLE("mmpose"),
     "hdm": HDM(rounds=20),
+    "hdm softmax": HDM(rounds=20, shares="softmax"),
 }
 each_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
 
@@ -709,32 +710,48 @@ def test_sinkhorn_finds_the_exact_cost(seed):
     logits, xy = (0.5, 2, 5)[seed % 3] * torch.randn(1, 1, 9, 7), torch.rand(1, 1, 2) * torch.tensor([6.0, 8.0])
     cells, share = bilinear_demand(xy, (9, 7))
     exact = exact_cost(flat_softmax(logits.double())[0, 0].numpy(), cells[0, 0].numpy(), share[0, 0].double().numpy())
-    assert transport_cost(logits, xy).item() == pytest.approx(exact, rel=0.01)
+    assert transport_cost(flat_softmax(logits), xy).item() == pytest.approx(exact, rel=0.01)
 
 
 def test_transport_by_hand():
     logits = torch.full((1, 1, 9, 9), -60.0)
     logits[0, 0, 1, 2] = 0
-    assert transport_cost(logits, torch.tensor([[[5.0, 5.0]]])).item() == pytest.approx(5, rel=1e-4)
+    assert transport_cost(flat_softmax(logits), torch.tensor([[[5.0, 5.0]]])).item() == pytest.approx(5, rel=1e-4)
     cells, share = bilinear_demand(torch.tensor([[[2.25, 8.0]]]), (9, 9))
     torch.testing.assert_close((cells * share.unsqueeze(-1)).sum(-2), torch.tensor([[[2.25, 8.0]]]))
     assert share.sum() == 1 and cells.max() <= 8
 
 
-def test_transport_carries_mass_towards_the_joint():
+@pytest.mark.parametrize("shares", [flat_softmax, flat_softplus])
+def test_transport_carries_mass_towards_the_joint(shares):
     logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
-    transport_cost(logits, torch.tensor([[[6.0, 4.0]]])).sum().backward()
+    transport_cost(shares(logits), torch.tensor([[[6.0, 4.0]]])).sum().backward()
     y, x = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
     distance = torch.hypot(x - 6, y - 4)
     order = distance.flatten().argsort()
     gradient = logits.grad.flatten()[order]
     assert gradient[0] < 0 < gradient[-1] and (gradient.diff() > -1e-6).all()
-    # A map that costs nothing is read exactly.
+
+
+@pytest.mark.parametrize(("shares", "raw"), [("softmax", torch.log), ("softplus", lambda p: p.expm1().log())])
+def test_a_map_that_costs_nothing_is_read_exactly(shares, raw):
     cells, share = bilinear_demand(torch.tensor([[[3.3, 5.6]]]), (9, 9))
     p = torch.zeros(1, 1, 81)
     p.scatter_(-1, (cells[..., 1] * 9 + cells[..., 0]).long(), share)
-    xy = HDM().decode(p.clamp_min(1e-12).log().unflatten(-1, (9, 9)), (36, 36))[0]
+    xy = HDM(shares=shares).decode(raw(p.clamp_min(1e-12)).unflatten(-1, (9, 9)), (36, 36))[0]
     assert (to_grid(xy, (36, 36), (9, 9)) - torch.tensor([3.3, 5.6])).norm() < 1e-3
+
+
+def test_a_joint_in_the_wrong_cell_is_not_stuck():
+    """All of a map in one wrong cell: the gradient at the right one is gone for a softmax, and is not for a softplus."""
+    right = {}
+    for shares in ("softmax", "softplus"):
+        raw = torch.full((1, 1, 9, 9), -8.0)
+        raw[..., 2, 2] = 20.0
+        raw.requires_grad_()
+        HDM(shares=shares).loss(raw, torch.tensor([[[25.5, 25.5]]]), torch.ones(1, 1), (36, 36)).backward()
+        right[shares] = raw.grad[0, 0, 6, 6].item()
+    assert right["softplus"] < 1e6 * right["softmax"] < 0
 
 
 def test_half_precision_maps_are_read_at_the_right_cell():

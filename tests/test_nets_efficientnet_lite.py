@@ -91,6 +91,21 @@ def test_frozen_blocks_stay_as_they_are():
     assert {"trunk._blocks.5._expand_conv.weight", "trunk._blocks.14._bn2.running_mean", "last.0.weight"} <= changed
 
 
+def test_the_written_gradient_of_small_maps_is_the_librarys():
+    torch.manual_seed(0)
+    kernel = torch.randn(6, 1, 5, 5, dtype=torch.double, requires_grad=True)
+    x = torch.randn(2, 6, 4, 3, dtype=torch.double, requires_grad=True)
+    written, library = efficientnet_lite._SmallMaps.apply(x, kernel), F.conv2d(x, kernel, padding=2, groups=6)
+    weight = torch.randn_like(library)
+    torch.testing.assert_close(written, library)
+    for ours, theirs in zip(
+        torch.autograd.grad(written, (x, kernel), weight),
+        torch.autograd.grad(library, (x, kernel), weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_the_pyramid_sums_maps_of_its_stride():
     torch.manual_seed(0)
     for stride in (4, 8, 16):

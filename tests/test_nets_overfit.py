@@ -133,12 +133,12 @@ CODECS: dict[str, tuple[Codec, int, float]] = {
     "debiased": (DebiasedIntegral(), 300, 5e-3),
     "sikr": (SIKR(), 200, 5e-3),
     "dsnt": (DSNT(), 150, 5e-3),
-    "sampling": (SamplingArgmax(), 400, 1e-2),
+    "sampling": (SamplingArgmax(samples=8, tau=1.0), 200, 1e-2),
     "cells": (CellSoftmax(sigma=1.0), 150, 5e-3),
-    "hdm": (HDM(rounds=20), 400, 5e-3),
+    "hdm": (HDM(rounds=5), 200, 5e-3),
     "simcc": (SimCC(), 150, 2e-3),
     "simcc one-hot": (SimCC(sigma=None), 150, 2e-3),
-    "pipnet": (PIPNet(SHAPE, 3), 800, 5e-3),
+    "pipnet": (PIPNet(SHAPE, 3), 150, 1e-3),
     "regression": (Regression(), 200, 5e-3),
     "regression l2": (Regression(norm=2), 200, 5e-3),
     "rle": (RLE(), 250, 5e-3),
@@ -149,12 +149,18 @@ def trunk() -> SmallTrunk:
     return SmallTrunk((16, 32, 64, 96), (1, 1, 1, 1), 48)
 
 
+def coarse_trunk() -> ResNet:
+    """At stride 32, where PIP-Net is read: among the 3,072 cells of a stride of four its score's error is lost."""
+    return ResNet(BasicBlock, (1, 1, 1, 1))
+
+
 @pytest.mark.parametrize("name", CODECS)
 def test_every_codec_learns_eight_photos(name, learnt):
     codec, steps, lr = CODECS[name]
     torch.manual_seed(0)
     most = ROUNDED if getattr(codec, "rounded", False) else PIXELS
-    assert off(on_trunk(trunk(), codec, LSP14, SIZE), learnt, steps, lr) < most
+    features = coarse_trunk() if isinstance(codec, PIPNet) else trunk()
+    assert off(on_trunk(features, codec, LSP14, SIZE), learnt, steps, lr) < most
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------

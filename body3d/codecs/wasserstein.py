@@ -5,16 +5,18 @@ open is said where it is chosen.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from body3d.codecs.base import Places, Size, from_grid, to_grid
 from body3d.codecs.integral import expectation, flat_softmax
 from body3d.losses import weighted_mean
 
-__all__ = ["HDM", "bilinear_demand", "sinkhorn", "transport_cost"]
+__all__ = ["HDM", "bilinear_demand", "flat_softplus", "sinkhorn", "transport_cost"]
 
 
 def bilinear_demand(xy: Float[Tensor, "B J 2"], grid: Size) -> tuple[Float[Tensor, "B J 4 2"], Float[Tensor, "B J 4"]]:
@@ -45,33 +47,45 @@ def sinkhorn(
 
 
 def transport_cost(
-    logits: Float[Tensor, "B J h w"], xy: Float[Tensor, "B J 2"], eps: float = 0.02, rounds: int = 50
+    p: Float[Tensor, "B J h w"], xy: Float[Tensor, "B J 2"], eps: float = 0.02, rounds: int = 50
 ) -> Float[Tensor, "B J"]:
-    """The mean distance in cells over which the softmax of the maps is carried to `xy` (in cells).
+    """The mean distance in cells over which maps that sum to 1 are carried to `xy` (in cells).
 
     By the dual problem: its gradient is the potential alone, so Sinkhorn's rounds need none (envelope theorem).
     """
-    grid = logits.shape[-2], logits.shape[-1]
+    grid = p.shape[-2], p.shape[-1]
     cells, share = bilinear_demand(xy, grid)
     y, x = torch.meshgrid(*(torch.arange(n, device=xy.device, dtype=xy.dtype) for n in grid), indexing="ij")
     at = torch.stack([x, y], -1).flatten(0, 1)
     cost = (at[:, None] - cells.unsqueeze(-3)).norm(dim=-1)
-    log_p = logits.flatten(-2).log_softmax(-1)
-    f, g = sinkhorn(log_p.detach(), share.log(), cost, eps, rounds)
-    return (f * log_p.exp()).sum(-1) + (g * share).sum(-1)
+    p = p.flatten(-2)
+    log_p = p.detach().clamp_min(torch.finfo(p.dtype).tiny).log()
+    f, g = sinkhorn(log_p, share.log(), cost, eps, rounds)
+    return (f * p).sum(-1) + (g * share).sum(-1)
+
+
+def flat_softplus(logits: Float[Tensor, "*B h w"]) -> Float[Tensor, "*B h w"]:
+    """Softplus of each cell over the sum of all cells of a map."""
+    positive = F.softplus(logits)
+    return positive / positive.sum((-2, -1), keepdim=True)
+
+
+_SHARES = {"softplus": flat_softplus, "softmax": flat_softmax}
 
 
 @dataclass(frozen=True)
 class HDM:
-    """(B, J, h, w): the softmax of the map against the joint's mass, which lies bilinearly on the four cells around it.
+    """(B, J, h, w): each cell's share of a map against the joint's mass, which lies bilinearly on the four cells around it.
 
     The loss is the earth mover's distance in cells, ground cost the Euclidean distance, by Sinkhorn with entropy `eps` (cells) in
-    `rounds` rounds. Chosen here, since the paper does not say: the softmax (it may normalise otherwise), `eps` and `rounds`, and
-    reading by expectation, which is exact for a map that costs nothing. The confidence is the largest probability of a cell.
+    `rounds` rounds. Chosen here, since the paper does not say: how raw maps become `shares`, `eps`, `rounds`, and reading by
+    expectation, which is exact for a map that costs nothing. A softmax learns badly: once nearly all of it lies in a wrong cell its
+    gradient is gone there and everywhere else, and the joint is stuck. The confidence is the largest share of a cell.
     """
 
     eps: float = 0.02
     rounds: int = 50
+    shares: Literal["softplus", "softmax"] = "softplus"
     places: Places = "pixel"
 
     def head(self, channels: int, joints: int, size: Size) -> nn.Module:
@@ -80,11 +94,10 @@ class HDM:
     def loss(
         self, raw: Float[Tensor, "B J h w"], xy: Float[Tensor, "B J 2"], weight: Float[Tensor, "B J"], size: Size
     ) -> Float[Tensor, ""]:
-        grid = raw.shape[-2], raw.shape[-1]
-        place = to_grid(xy, size, grid, self.places)
-        return weighted_mean(transport_cost(raw, place, self.eps, self.rounds), weight)
+        place = to_grid(xy, size, (raw.shape[-2], raw.shape[-1]), self.places)
+        return weighted_mean(transport_cost(_SHARES[self.shares](raw), place, self.eps, self.rounds), weight)
 
     def decode(self, raw: Float[Tensor, "B J h w"], size: Size) -> tuple[Float[Tensor, "B J 2"], Float[Tensor, "B J"]]:
-        p = flat_softmax(raw)
+        p = _SHARES[self.shares](raw)
         xy = from_grid(expectation(p), (raw.shape[-2], raw.shape[-1]), size, self.places)
         return xy, p.amax((-1, -2))
