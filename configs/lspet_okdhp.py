@@ -15,14 +15,7 @@ EPOCHS = 60
 run = OKDHPRun(
     data=lspet(),
     net=lambda joints: okdhp_small(joints),
-    plan=Plan(
-        EPOCHS,
-        lr=2e-3,
-        schedule=Cosine(EPOCHS, warmup=0.5),
-        optimizer="adamw",
-        weight_decay=0.05,
-        clip_norm=1.0,
-    ),
+    plan=Plan(EPOCHS, 2e-3, Cosine(EPOCHS, warmup=0.5), "adamw", weight_decay=0.05, clip_norm=1.0),
     batch=32,
     augment=Augmentation(scale=0.25, half_body=None, colours=Colours()),
     workers=0,

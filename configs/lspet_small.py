@@ -16,15 +16,7 @@ EPOCHS = 60
 run = PoseRun(
     data=lspet(),
     net=lambda joints: small(joints, CODEC),
-    plan=Plan(
-        EPOCHS,
-        lr=2e-3,
-        schedule=Cosine(EPOCHS, warmup=0.5),
-        optimizer="adamw",
-        weight_decay=0.05,
-        clip_norm=1.0,
-        ema=0.99,
-    ),
+    plan=Plan(EPOCHS, 2e-3, Cosine(EPOCHS, warmup=0.5), "adamw", weight_decay=0.05, clip_norm=1.0, ema=0.99),
     batch=32,
     augment=Augmentation(scale=0.25, half_body=None, colours=Colours()),
     workers=0,  # crops of this size are made faster than they are learnt from

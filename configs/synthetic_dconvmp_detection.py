@@ -13,15 +13,7 @@ EPOCHS = 12  # of 11,400 crops, about two minutes of one core
 run = RegressRun(
     data=RenderedScenes(count=15000),
     net=partial(dconvmp_112, phase=PRETRAINED[0]),
-    plan=Plan(
-        EPOCHS,
-        lr=3e-4,
-        schedule=Cosine(EPOCHS, warmup=0.2),
-        optimizer="adamw",
-        weight_decay=0.01,
-        clip_norm=1.0,
-        ema=0.99,
-    ),
+    plan=Plan(EPOCHS, 3e-4, Cosine(EPOCHS, warmup=0.2), "adamw", weight_decay=0.01, clip_norm=1.0, ema=0.99),
     batch=16,
     steps=712,
     augment=RENDERED_TRAINING,
