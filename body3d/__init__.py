@@ -6,7 +6,7 @@ The names below are the public ones; each is loaded when it is first used, so `i
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from body3d.version import __version__
 
 _HOME = {
     "BodyModel": "body3d.body.model",
@@ -23,7 +23,7 @@ _HOME = {
     "Mesh": "body3d.types",
     "Sample": "body3d.types",
     "detect_embedded": "body3d.detect.embedded",
-    "fit": "body3d.fit.smplifyx",
+    "fit_keypoints": "body3d.fit.smplifyx",
     "read_image": "body3d.images",
     "read_keypoints": "body3d.detect.files",
     "reconstruct": "body3d.pipeline",
@@ -34,7 +34,7 @@ _HOME = {
 }
 __all__ = [
     "Body", "BodyModel", "BodyParams", "Boxes", "Camera", "Detections", "FitResult", "InputError", "JointSet", "Keypoints2D",
-    "Keypoints3D", "Mesh", "Sample", "detect_embedded", "fit", "read_image", "read_keypoints", "reconstruct", "save_glb",
+    "Keypoints3D", "Mesh", "Sample", "detect_embedded", "fit_keypoints", "read_image", "read_keypoints", "reconstruct", "save_glb",
     "save_obj", "save_ply", "write_image", "__version__",
 ]  # fmt: skip
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from body3d.detect.files import read_keypoints
     from body3d.errors import InputError
     from body3d.export import save_glb, save_obj, save_ply
-    from body3d.fit.smplifyx import fit
+    from body3d.fit.smplifyx import fit_keypoints
     from body3d.images import read_image, write_image
     from body3d.pipeline import reconstruct
     from body3d.skeletons import JointSet

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from body3d.errors import InputError
 
-__all__ = ["load_headed", "load_imagenet", "load_into", "read_published", "to_headed", "what_network"]
+__all__ = ["load_headed", "load_imagenet", "load_into", "read_published", "to_headed", "weights_in", "what_network"]
 
 # Where the repositories keep the weights: VideoPose3D "model_pos", PoseAug and weigq's port "state_dict", this project "model",
 # 3DMPPE "network".
@@ -51,6 +51,15 @@ def read_published(path: Path | str) -> dict[str, Tensor]:
         if state:
             return state
     raise InputError(f"{path} holds no weights")
+
+
+def weights_in(content: dict[str, Any], main: str = "net") -> dict[str, Any]:
+    """The state_dict in a checkpoint: the best's, or the last's (their average, if one was kept) of the module `main`."""
+    if "model" in content:
+        return content["model"]
+    if content.get("average") is None:
+        return content.get("modules", {}).get(main, {})
+    return {key.removeprefix("module."): v for key, v in content["average"].items() if key.startswith("module.")}
 
 
 # A name that only one kind of network has.

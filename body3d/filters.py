@@ -29,8 +29,9 @@ class OneEuro:
     `min_cutoff` (per unit of time) is the cut-off at rest and sets the jitter that is left, `beta` is how much of the speed is
     added to it and sets the lag. So `beta` depends on the unit of the samples. `derivative_cutoff` smooths the speed.
 
-    `derivative`: the speed is taken from the last sample ("raw", the paper's) or from the last filtered one ("filtered", as the
-    authors' later reference code, VIBE and mmhuman3d have it, the latter two with a rate of 1: cut-offs are per frame there).
+    `derivative`: the speed is taken from the last sample ("raw", as in the authors' first C++ code) or from the last filtered one
+    ("filtered", as in ports of the paper's pseudo-code, the authors' later reference code, VIBE and mmhuman3d, the latter two with
+    a rate of 1: cut-offs are per frame there).
     """
 
     rate: float

@@ -45,6 +45,11 @@ class JointSet:
         return [self.index(n) for n in names]
 
     @cached_property
+    def below_root(self) -> tuple[str, ...]:
+        """All joints that have a parent, in order."""
+        return tuple(name for name, parent in zip(self.names, self.parents, strict=True) if parent >= 0)
+
+    @cached_property
     def bones(self) -> tuple[tuple[int, int], ...]:
         """(parent, child) pairs."""
         return tuple((p, i) for i, p in enumerate(self.parents) if p >= 0)

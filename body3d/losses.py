@@ -29,8 +29,10 @@ def joint_mse(
 def ohkm_mse(
     pred: Float[Tensor, "B J *S"], target: Float[Tensor, "B J *S"], weight: Float[Tensor, "B J"], hardest: int = 8
 ) -> Float[Tensor, ""]:
-    """As `joint_mse`, over the `hardest` joints of each image alone (online hard keypoint mining, CPN, CVPR 2018)."""
-    return 0.5 * _squares(pred, target, weight).topk(hardest, -1).values.mean()
+    """As `joint_mse`, over the `hardest` joints of each image alone (online hard keypoint mining, CPN, CVPR 2018); all if there
+    are no more."""
+    squares = _squares(pred, target, weight)
+    return 0.5 * squares.topk(min(hardest, squares.shape[-1]), -1).values.mean()
 
 
 def _squares(pred: Tensor, target: Tensor, weight: Tensor) -> Float[Tensor, "B J"]:

@@ -14,10 +14,10 @@ from body3d.body.model import BodyModel
 from body3d.body.priors import MaxMixturePrior
 from body3d.camera import Camera
 from body3d.errors import InputError
-from body3d.fit.checks import focal_warning
+from body3d.fit.checks import cleaned, focal_warning
 from body3d.fit.inside import inspected
 from body3d.fit.photos import COMMON, FOCALS, focal_costs, in_photo, to_common
-from body3d.fit.smplifyx import Given3D, Options, fit
+from body3d.fit.smplifyx import Given3D, Options, fit_keypoints
 from body3d.types import Detections, FitResult, Keypoints2D
 
 __all__ = [
@@ -62,6 +62,7 @@ class Seen:
     on_body: dict[str, Mixture]  # where the detector's points lie on the body
     seconds: float
     given: tuple[Given3D, ...] = ()  # other 3D poses of the people detected: terms of the fit, and starts
+    notes: tuple[tuple[str, ...], ...] = ()  # of each person: what of the keypoints was left out, in words
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,14 @@ def load_bodies(
 
 
 def _model_files(folder: Path, kind: str, gender: str) -> list[Path]:
-    """Published names: SMPLX_MALE.npz, SMPLH_male.pkl, basicModel_f_lbs_10_207_0_v1.0.0.pkl, female/model.npz."""
-    letter = f"_{gender[0]}_"
+    """Published names: SMPLX_MALE.npz, SMPLH_male.pkl, female/model.npz, basicModel_f_lbs_10_207_0_v1.0.0.pkl,
+    basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl."""
+    basic = (f"basicmodel_{gender[0]}_", f"basicmodel_{gender}_")
     files = [p for p in sorted(folder.rglob("*")) if p.suffix in (".npz", ".pkl") and p.is_file()]
     words = lambda p: str(p.relative_to(folder)).lower().replace("female", "fem@le")
     wanted = gender.replace("female", "fem@le")
     named = [p for p in files if wanted in words(p) and (kind + "_" in p.name.lower() or p.name.startswith("model."))]
-    return named or [p for p in files if kind == "smpl" and p.name.lower().startswith("basicmodel" + letter)]
+    return named or [p for p in files if kind == "smpl" and p.name.lower().startswith(basic)]
 
 
 # ---- seeing --------------------------------------------------------------------------------------------------------
@@ -206,7 +208,9 @@ def reconstruct(
 
 def fit_seen(photos: Sequence[Seen], models: dict[str, BodyModel], how: How = How()) -> list[Reconstruction]:
     """One fit for the people of all photos, whatever their cameras. With several models each person gets the best one's body."""
-    found = [_searched(p, models, how) if how.search_focal else p for p in photos]
+    found = [_cleaned(p, next(iter(models.values()))) for p in photos]
+    if how.search_focal:
+        found = [_searched(p, models, how) for p in found]
     out: list[Reconstruction | None] = [None] * len(found)
     # Photos whose detections speak of other joints, or that have a detector's 3D where others have not, are fitted apart.
     kinds: dict[tuple, list[int]] = {}
@@ -239,29 +243,44 @@ def _fit_alike(photos: Sequence[Seen], models: dict[str, BodyModel], how: How) -
     given += [_cat_given(same) for same in zip(*(p.given for p in photos), strict=True)]
     lifted = time.perf_counter()
     tried = {g: _method(model, keypoints, photos, world, given, how) for g, model in models.items()}
-    seconds = time.perf_counter() - lifted
     costs = {g: [sum(r.terms.values()) for r in results] for g, results in tried.items()}
+    best = [min(models, key=lambda g: costs[g][n]) for n in range(sum(counts))]
+    owners = [(photo, n) for photo, count in zip(photos, counts, strict=True) for n in range(count)]
+    everybody = [
+        inspected(_said_in(photo, n, tried[g][k]), models[g], how.collisions, photo.on_body)
+        for k, (g, (photo, n)) in enumerate(zip(best, owners, strict=True))
+    ]
+    seconds = time.perf_counter() - lifted
     out, first = [], 0
     for photo, count in zip(photos, counts, strict=True):
         if not count:
             out.append(_nobody(photo, how))
             continue
-        best = [min(models, key=lambda g: costs[g][first + n]) for n in range(count)]
-        people = [
-            in_photo(tried[g][first + n], photo.camera, photo.detections.keypoints[n], focal_warning(photo.camera))
-            for n, g in enumerate(best)
-        ]
-        people = [inspected(p, models[g], how.collisions) for p, g in zip(people, best, strict=True)]
+        some = slice(first, first + count)
         share = count / sum(counts)
         times = {"detect": photo.seconds, "lift": (lifted - began) * share, "fit": seconds * share}
-        genders = [{g: costs[g][first + n] for g in models} for n in range(count)]
+        genders = [{g: costs[g][n] for g in models} for n in range(first, first + count)]
+        bodies = [models[g] for g in best[some]]
         out.append(
-            Reconstruction(
-                photo.image, photo.source, people, [models[g] for g in best], times, photo.focal_source, how, genders
-            )
+            Reconstruction(photo.image, photo.source, everybody[some], bodies, times, photo.focal_source, how, genders)
         )
         first += count
     return out
+
+
+def _cleaned(photo: Seen, model: BodyModel) -> Seen:
+    """Keypoints that cannot be meant are left out by the photo's own size, which the common camera does not know."""
+    keypoints, notes = cleaned(photo.detections.keypoints, photo.camera, model)
+    return replace(
+        photo, detections=replace(photo.detections, keypoints=keypoints), notes=tuple(tuple(said) for said in notes)
+    )
+
+
+def _said_in(photo: Seen, n: int, result: FitResult) -> FitResult:
+    """The fit of the photo's n-th person in the photo's pixels, with what is to be said of the photo and its keypoints."""
+    focal = focal_warning(photo.camera)
+    warnings = (*([] if focal is None else [focal]), *photo.notes[n])
+    return in_photo(result, photo.camera, photo.detections.keypoints[n], warnings)
 
 
 def _method(
@@ -269,7 +288,7 @@ def _method(
 ) -> list[FitResult]:
     on_body = photos[0].on_body
     if how.method == "body3d":
-        return fit(model, keypoints, COMMON, world, how.prior, how.options, on_body, given, how.height)
+        return fit_keypoints(model, keypoints, COMMON, world, how.prior, how.options, on_body, given, how.height)
     from body3d.fit.starts import FACING
 
     # The published methods count pixels: each photo's own.
@@ -328,7 +347,8 @@ def _searched(photo: Seen, models: dict[str, BodyModel], how: How) -> Seen:
         return replace(photo, focal_source=f"{photo.focal_source} (a search needs several people)")
     focals = [ratio * max(photo.camera.size) for ratio in FOCALS]
     keypoints = photo.detections.keypoints
-    costs = focal_costs(next(iter(models.values())), keypoints, photo.camera, focals, how.options)
+    model = next(iter(models.values()))
+    costs = focal_costs(model, keypoints, photo.camera, focals, how.options, how.prior, photo.on_body, how.height)
     best = int(costs.argmin())
     spread = (costs.max() / costs.min() - 1).item()
     camera = Camera.guess(photo.camera.size, focals[best]).to(photo.camera.K.device)

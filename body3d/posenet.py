@@ -1,8 +1,9 @@
 """A network, the codec that reads it, and the joints that it speaks of: crop in, keypoints out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,12 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from body3d.checkpoints import load_headed, load_into, read_published
 from body3d.codecs import Codec, Mirrors, Size
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.types import Keypoints2D
 
-__all__ = ["IMAGENET", "PLAIN", "UNIT", "Headed", "Normalise", "PoseNet", "Trunk", "fused", "of_maps", "on_trunk"]
+__all__ = [
+    "IMAGENET", "PLAIN", "UNIT", "Headed", "Normalise", "PoseNet", "Trunk", "check_size", "fused", "loaded", "of_maps", "on_trunk",
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -73,18 +77,18 @@ class PoseNet(nn.Module):
         return self.net(self._prepared(image))
 
     def _prepared(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        if tuple(image.shape[-2:]) != self.size:
-            raise InputError(
-                f"this network sees crops of {self.size[0]} x {self.size[1]} pixels (height x width), got {image.shape[-2]} x "
-                f"{image.shape[-1]}: warp the image to that size"
-            )
+        check_size(image, self.size)
         return self.normalise(image)
 
     def loss(self, image: Float[Tensor, "B 3 H W"], target: Keypoints2D) -> Float[Tensor, ""]:
-        """The mean over the stages. A joint whose `conf` is 0 teaches nothing."""
+        """What `loss_of` makes of the crops' outputs. InputError if the target's joints are not the network's."""
         self.check_joints(target)
-        losses = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in self(image, target)]
-        return torch.stack(losses).mean()
+        return self.loss_of(self(image, target), target)
+
+    def loss_of(self, raws: list[Any], target: Keypoints2D) -> Float[Tensor, ""]:
+        """Of what `forward` gave with the target as its teacher: the mean over the stages. A joint whose `conf` is 0 teaches
+        nothing."""
+        return torch.stack([self.codec.loss(raw, target.xy, target.conf, self.size) for raw in raws]).mean()
 
     def check_joints(self, target: Keypoints2D) -> None:
         """InputError unless the target's joints are the network's."""
@@ -119,6 +123,15 @@ class PoseNet(nn.Module):
         return torch.stack([self.size[1] - 1 - x, y], -1), conf[:, order]
 
 
+def check_size(image: Float[Tensor, "*B 3 H W"], size: Size) -> None:
+    """InputError unless images are of `size` (height, width)."""
+    if tuple(image.shape[-2:]) != size:
+        raise InputError(
+            f"this network sees crops of {size[0]} x {size[1]} pixels (height x width), got {image.shape[-2]} x "
+            f"{image.shape[-1]}: warp the image to that size"
+        )
+
+
 def _mean(a: Any, b: Any) -> Any:
     """Of two tensors, or of two (named) tuples of tensors, entry by entry."""
     if isinstance(a, Tensor):
@@ -144,6 +157,26 @@ def of_maps(net: nn.Module, codec: Codec, joints: JointSet, size: Size, normalis
             "maps such as Heatmap or DSNT, or put this one on a trunk (on_trunk)"
         )
     return PoseNet(net, codec, joints, size, normalise)
+
+
+def loaded(
+    net: PoseNet,
+    weights: Path | str | None,
+    rename: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
+) -> PoseNet:
+    """`net` with the weights of a checkpoint, in eval mode; as it is where `weights` is None.
+
+    `rename` turns published names into those of `net.net`. Without it they are this project's or, of a trunk with a head, all that
+    `load_headed` knows. InputError as of `load_into`.
+    """
+    if weights is None:
+        return net
+    if rename is None and isinstance(net.net, Headed):
+        load_headed(net.net, weights)
+    else:
+        state = {key.removeprefix("net."): value for key, value in read_published(weights).items()}
+        load_into(net.net, state if rename is None else rename(state), weights)
+    return net.eval()
 
 
 # ---- prediction alone ----------------------------------------------------------------------------------------------

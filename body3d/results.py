@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import body3d
 from body3d.body.definitions import H36M17_ON_BODY, mixing_matrix, mixtures
 from body3d.body.model import BodyModel
 from body3d.pipeline import Reconstruction
-from body3d.skeletons import H36M17, SMPLX55
+from body3d.skeletons import BODY_JOINTS, H36M17
 from body3d.types import FitResult, Keypoints3D
+from body3d.version import __version__
 
 __all__ = ["h36m17", "person_arrays", "report", "write_results"]
 
@@ -36,7 +36,7 @@ def person_arrays(result: FitResult, model: BodyModel) -> dict[str, np.ndarray]:
         "betas": result.params.shape,
         "expression": result.params.transl.new_zeros(10) if expression is None else expression,
         "global_orient": result.params.pose[0],
-        "body_pose": rows(SMPLX55.names[1:22]),
+        "body_pose": rows(BODY_JOINTS),
         "left_hand_pose": rows(hand("left")),
         "right_hand_pose": rows(hand("right")),
         "jaw_pose": rows(["jaw"]),
@@ -73,7 +73,7 @@ def report(done: Reconstruction, command: str, seconds: dict[str, float]) -> dic
         "method": done.how.method,
         "seconds": {name: round(s, 3) for name, s in seconds.items()},
         "versions": {
-            "body3d": body3d.__version__,
+            "body3d": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,

@@ -123,6 +123,7 @@ COCO_WHOLEBODY133 = tree(
     ),
     (*_COCO_SIGMAS, *_FOOT_SIGMAS, *_FACE_SIGMAS, *_HAND_SIGMAS, *_HAND_SIGMAS),
 )  # fmt: skip
+FEET23 = JointSet("body_feet23", COCO_WHOLEBODY133.names[:23], COCO_WHOLEBODY133.parents[:23])
 
 _BODY25 = (
     "nose<neck", "neck", "right_shoulder<neck", "right_elbow<right_shoulder", "right_wrist<right_elbow",
@@ -185,6 +186,8 @@ def _mano(side: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+SMPL22 = tree("smpl22", _SMPL22)
+BODY_JOINTS = SMPL22.below_root  # what the SMPL family's `body_pose` turns
 SMPL24 = tree("smpl24", (*_SMPL22, *both_sides("L_hand<L_wrist")))
 SMPLH52 = tree("smplh52", (*_SMPL22, *_mano("left"), *_mano("right")))
 _SMPLX = (*_SMPL22, "jaw<head", *both_sides("L_eye_smplhf<head"), *_mano("left"), *_mano("right"))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T", bound="Tensors")
@@ -26,10 +27,11 @@ class Tensors:
         return replace(self, **{f.name: one(getattr(self, f.name)) for f in fields(self)})
 
     def to(self: T, *args, **kwargs) -> T:
-        """As `Tensor.to`; a floating-point type is for the floating-point fields alone."""
+        """As `Tensor.to`; a floating-point type is for the floating-point fields alone, all others change their device only."""
 
         def move(t: Tensor) -> Tensor:
-            moved = t.to(*args, **kwargs)
-            return moved if t.is_floating_point() else moved.to(t.dtype)
+            if t.is_floating_point():
+                return t.to(*args, **kwargs)
+            return t.to(torch.empty(0, device=t.device).to(*args, **kwargs).device)
 
         return self.map(move)

@@ -5,7 +5,7 @@ and schedule, optimiser, averaging, precision. `train` does the rest, the same w
 
 * on one processor or many and in mixed precision, through accelerate (`accelerate launch scripts/train.py ...`);
 * a checkpoint after every epoch, written whole or not at all; a run that was killed goes on from it to the same numbers,
-  because the state of every random generator is part of it;
+  because the state of every random generator of every process is part of it;
 * a folder per run: `run.json` (task, plan, commit, versions), `log.csv`, `curves.png`, `last.pt`, `best.pt`, and `samples.png`
   where the task draws one.
 """
@@ -30,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from body3d.atomic import atomic, check_writable
+from body3d.checkpoints import weights_in
 from body3d.errors import InputError, MissingExtra
 
 __all__ = [
@@ -185,10 +186,12 @@ def train(
     """Train, and return the log: one row per epoch with the mean of each loss and the figures of validation.
 
     `description` (a dataclass or text) goes to run.json beside the plan. InputError if the folder holds a run and `resume` is
-    not asked for, if there is none to resume, or if it was made with another plan or other networks.
+    not asked for, if there is none to resume, or if it was made with another plan, other networks, another number of processes or
+    on another kind of device.
     """
     try:
         from accelerate import Accelerator
+        from accelerate.utils import gather_object
     except ImportError as error:
         raise MissingExtra("accelerate", "train", "training") from error
     folder = Path(folder)
@@ -206,7 +209,10 @@ def train(
     random = torch.Generator(device).manual_seed(plan.seed + 1000 * rank)
     torch.manual_seed(plan.seed + 1000 * rank)  # dropout
     state = _State(plain, optimizers, average, random)
-    log = _resume(folder, state, plan) if resume else _begin(folder, plan, description, accelerator.is_main_process)
+    if resume:
+        log = _resume(folder, state, plan, rank, accelerator.num_processes)
+    else:
+        log = _begin(folder, plan, description, accelerator.is_main_process)
     for name in plain:
         task.modules[name], optimizers[name] = accelerator.prepare(plain[name], optimizers[name])
     update = Update(accelerator, task.modules, optimizers, plan.clip_norm)
@@ -217,8 +223,9 @@ def train(
         task.modules.train()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
         bar = tqdm(total=steps, desc=f"epoch {epoch + 1}/{plan.epochs}", leave=False, mininterval=1.0)
-        for i, batch in enumerate(task.batches(epoch, random)):
-            lr = plan.lr * plan.schedule(epoch + i / steps)
+        done = 0
+        for batch in task.batches(epoch, random):
+            lr = plan.lr * plan.schedule(epoch + done / steps)
             for optimizer in optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group.get("scale", 1.0)
@@ -228,6 +235,7 @@ def train(
                 average.update_parameters(plain[task.main])
             for name, value in losses.items():
                 sums[name] += value.detach()
+            done += 1
             bar.update()
         bar.close()
         _check_finite(sums, epoch, folder)
@@ -241,13 +249,14 @@ def train(
         figure = next(iter(figures.values()))
         improved, best = figure < best, min(figure, best)
         log.append({
-            "epoch": epoch + 1, "lr": lr, **{name: (s / steps).item() for name, s in sums.items()}, **figures, "best": best,
+            "epoch": epoch + 1, "lr": lr, **{name: (s / done).item() for name, s in sums.items()}, **figures, "best": best,
         })  # fmt: skip
+        chances = gather_object([state.chance()])
         if accelerator.is_main_process:
             if improved:
                 with atomic(folder / BEST) as part:
                     torch.save({"epoch": epoch + 1, "figures": figures, "model": model.state_dict()}, part)
-            state.save(folder / LAST, plan, log)
+            state.save(folder / LAST, plan, log, chances)
             _write_log(folder, log, picture)
             tqdm.write(f"epoch {epoch + 1}/{plan.epochs}  {_words(log[-1])}")
     return log
@@ -262,30 +271,33 @@ class _State:
     average: AveragedModel | None
     random: torch.Generator
 
-    def save(self, path: Path, plan: Plan, log: Log) -> None:
+    def chance(self) -> dict[str, Any]:
+        """Where the random numbers of this process stand."""
+        here = {"device": self.random.device.type, "data": self.random.get_state(), "cpu": torch.get_rng_state()}
+        return here | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+    def save(self, path: Path, plan: Plan, log: Log, chances: list[dict[str, Any]]) -> None:
         content = {
             "plan": repr(plan),
             "log": log,
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "average": None if self.average is None else self.average.state_dict(),
-            "random": [self.random.get_state(), torch.get_rng_state()]
-            + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else []),
+            "random": chances,  # of each process
         }
         with atomic(path) as part:
             torch.save(content, part)
 
-    def load(self, content: dict[str, Any]) -> None:
+    def load(self, content: dict[str, Any], chance: dict[str, Any]) -> None:
         for name, module in self.modules.items():
             module.load_state_dict(content["modules"][name])
             self.optimizers[name].load_state_dict(content["optimizers"][name])
         if self.average is not None:
             self.average.load_state_dict(content["average"])
-        own, common, *cuda = content["random"]
-        self.random.set_state(own)
-        torch.set_rng_state(common)
-        if cuda and torch.cuda.is_available():
-            torch.cuda.set_rng_state(cuda[0])
+        self.random.set_state(chance["data"])
+        torch.set_rng_state(chance["cpu"])
+        if "cuda" in chance and torch.cuda.is_available():
+            torch.cuda.set_rng_state(chance["cuda"])
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -297,15 +309,6 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the archive makes it stumble on
         raise InputError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
-
-
-def weights_in(content: dict[str, Any], main: str = "net") -> dict[str, Any]:
-    """The state_dict in a checkpoint: the best's, or the last's (their average, if one was kept) of the module `main`."""
-    if "model" in content:
-        return content["model"]
-    if content.get("average") is None:
-        return content.get("modules", {}).get(main, {})
-    return {key.removeprefix("module."): v for key, v in content["average"].items() if key.startswith("module.")}
 
 
 def _begin(folder: Path, plan: Plan, description: Any, write: bool) -> Log:
@@ -325,12 +328,21 @@ def _begin(folder: Path, plan: Plan, description: Any, write: bool) -> Log:
     return []
 
 
-def _resume(folder: Path, state: _State, plan: Plan) -> Log:
+def _resume(folder: Path, state: _State, plan: Plan, rank: int, processes: int) -> Log:
     content = read_checkpoint(folder / LAST)
     if content.get("plan") != repr(plan):
         raise InputError(f"{folder / LAST} was made with another plan: {content.get('plan')}; this run has {plan!r}")
+    chances, device = content["random"], state.random.device.type
+    if len(chances) != processes:
+        raise InputError(
+            f"{folder / LAST} was made by {len(chances)} processes, this run has {processes}: start as many"
+        )
+    if chances[rank]["device"] != device:
+        raise InputError(
+            f"{folder / LAST} was made on {chances[rank]['device']}, this run is on {device}: go on where it was"
+        )
     try:
-        state.load(content)
+        state.load(content, chances[rank])
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"{folder / LAST} holds other networks: {str(error).splitlines()[0]}") from error
     return content["log"]

@@ -4,6 +4,7 @@ Axes: camera space is OpenCV's (x right, y down, z forward); a body model's own 
 front. Metres, radians, pixels (pixel centres at the integers).
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -135,3 +136,8 @@ class FitResult(Tensors):
     unexplained: tuple[str, ...] = ()  # confident keypoints far from the body's
     implausible: tuple[str, ...] = ()  # joints bent further than people's, in words
     penetration: dict[str, float] = field(default_factory=dict)  # "left_forearm in torso": metres
+    # What distances from the keypoints are judged by.
+    pulled: tuple[str, ...] = ()  # the names of the keypoints that pulled
+    person_px: float = math.nan  # the height in pixels of a standing adult where the person is
+    belief: float = 1.0  # in the keypoints: where it is half they are twice as unsure
+    exchanged: str = ""  # the limbs whose left and right keypoints were taken for each other: "arms" or "legs"

@@ -1,6 +1,7 @@
 """PoseAug (Gong et al., CVPR 2021) with SimpleBaseline-3D on Human3.6M with true 2D, by the paper's numbers.
 
-The paper starts from a lifter that was trained without it: give its checkpoint as `start`.
+The paper starts from a lifter that was trained without it: give the checkpoint of configs/h36m_simple_baseline_16.py
+with --start.
 """
 
 from body3d.learn.lifting import H36MFiles

@@ -1,4 +1,4 @@
-"""A network of 2.5 million weights that begins from ImageNet, on the extended Leeds Sports Pose, crops of 128x96.
+"""A network of 2.8 million weights that begins from ImageNet, on the extended Leeds Sports Pose, crops of 128x96.
 
 Every codec fits: put it in the place of `CODEC`, such as Heatmap(sigma=1.5), DSNT() or RLE().
 """

@@ -1,6 +1,9 @@
-"""PoseAug (Gong et al., CVPR 2021) with SimpleBaseline-3D on MPI-INF-3DHP in P-STMO's files, by the paper's numbers.
+"""PoseAug (Gong et al., CVPR 2021) with SimpleBaseline-3D on MPI-INF-3DHP in P-STMO's files.
 
-The paper starts from a lifter that was trained without it: give its checkpoint as `start`.
+The paper tests on this set what it trained on Human3.6M; the numbers are those of that training.
+
+The paper starts from a lifter that was trained without it: give the checkpoint of configs/mpi_inf_3dhp_simple_baseline_16.py
+with --start.
 """
 
 from body3d.learn.lifting import MPIINF3DHPFiles

@@ -17,7 +17,7 @@ EPOCHS = 8  # of 11,400 crops, about four minutes of one core
 run = RegressRun(
     data=Mixed(RenderedScenes(count=15000), lspet(), H36M17),
     net=posenet_lite,
-    start=Path("runs/bench_regress/synthetic_mppe_posenet/best.pt"),
+    start=Path("runs/synthetic_mppe_posenet/best.pt"),
     plan=Plan(EPOCHS, 1e-3, Cosine(EPOCHS, warmup=0.2), "adamw", weight_decay=0.01, clip_norm=1.0, ema=0.99),
     batch=32,
     steps=356,

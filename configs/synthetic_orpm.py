@@ -15,7 +15,7 @@ EPOCHS = 4  # of 5,000 images, about four minutes of one core
 run = SceneRun(
     data=RenderedScenes(count=15000),
     net=orpm_lite,
-    start=Path("runs/bench_regress/synthetic_mppe_posenet/best.pt"),  # the paper's has learnt 2D poses
+    start=Path("runs/synthetic_mppe_posenet/best.pt"),  # the paper's has learnt 2D poses
     plan=Plan(EPOCHS, 1e-3, Cosine(EPOCHS, warmup=0.2), "adamw", weight_decay=0.01, clip_norm=1.0, ema=0.99),
     batch=8,
     steps=625,

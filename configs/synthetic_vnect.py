@@ -12,7 +12,7 @@ EPOCHS = 14  # of 11,400 crops, about four minutes of one core
 run = RegressRun(
     data=RenderedScenes(count=15000),
     net=vnect_lite,
-    start=Path("runs/bench_regress/synthetic_mppe_posenet/best.pt"),  # the paper's has learnt 2D poses
+    start=Path("runs/synthetic_mppe_posenet/best.pt"),  # the paper's has learnt 2D poses
     plan=Plan(EPOCHS, 1e-3, Cosine(EPOCHS, warmup=0.2), "adamw", weight_decay=0.01, clip_norm=1.0, ema=0.99),
     batch=32,
     steps=356,

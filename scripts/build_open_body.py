@@ -21,7 +21,6 @@ The steps, in the order of ``main``:
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +42,8 @@ from open_body_rig import (
     t_pose,
 )
 from scipy.spatial import KDTree
+
+from body3d.atomic import atomic
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parent / "body3d" / "body" / "open_body.npz"
@@ -221,9 +222,8 @@ def quantise(dirs: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save(path: Path, arrays: dict) -> None:
-    temporary = path.with_name(f".{path.name}.partial.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, path)
+    with atomic(path) as part:
+        np.savez_compressed(part, **arrays)
 
 
 # ---------------------------------------------------------------------------------------------------------- reports

@@ -1,16 +1,14 @@
 """Measure the embedded detector's errors on annotated photos, for the constants of body3d/lift/noise.py.
 
-    python scripts/fit_detector_noise.py DATA --observations seen.npz
+    python scripts/fit_detector_noise.py LSPET COCO_PHOTOS coco_wholebody.json --observations seen.npz
 
-DATA holds lspet/ and samples/coco/. The first run looks at the photos (two seconds each) and keeps what it saw; later runs
+The first run looks at the photos (two seconds each) and keeps what it saw; later runs
 only fit. Lengths are in units of the person's size: the longer side of the box around the twelve limb joints.
 """
 
 import json
-import tarfile
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,17 +20,16 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from body3d.atomic import atomic
-from body3d.benchmarks.detector import LSPET12, decode
+from body3d.benchmarks.detector import LSPET12, sample_of_lspet
 from body3d.detect.embedded import detect_embedded
 from body3d.detect.files import read_keypoints
 from body3d.images import read_image
-from body3d.joint_set import JointSet
 from body3d.lift.noise import LIMBS, MISSING_BELOW, part, person_size, radius
-from body3d.skeletons import COCO_WHOLEBODY133
+from body3d.skeletons import COCO_WHOLEBODY133, FEET23
 from body3d.types import Detections
 
-JOINTS = JointSet("body23", COCO_WHOLEBODY133.names[:23], (-1,) * 23)  # COCO's 17 and the feet
-SIGMAS = np.array((COCO_WHOLEBODY133.sigmas or ())[:23])
+JOINTS = FEET23
+SIGMAS = np.array((COCO_WHOLEBODY133.sigmas or ())[: len(FEET23)])
 FLIP = np.array(JOINTS.flip)
 TWELVE = JOINTS.indices(LSPET12)
 NEAR = 0.1  # sizes: half of a found person's limb joints lie within this of the annotated ones, sides exchanged or not
@@ -58,22 +55,16 @@ class Observations:
         return person_size(torch.from_numpy(self.truth), torch.from_numpy(self.known), JOINTS).numpy()
 
 
-def observe(data: Path, photos: int, seed: int) -> Observations:
+def observe(lspet: Path, coco: Path, annotations: Path, photos: int, seed: int) -> Observations:
     rows = []
-    labels = np.load(data / "lspet/lspet_dev_a.npz")
-    chosen = sorted(np.random.default_rng(seed).permutation(len(labels["image"]))[:photos])
-    with tarfile.open(data / "lspet/lspet_dev_a.tar") as archive:
-        members = {Path(m.name).stem: m for m in archive if m.isfile()}
-        for k in tqdm(chosen, desc="LSPET"):
-            image = decode(archive, members[Path(str(labels["image"][k])).stem])
-            truth, known = np.zeros((23, 2)), np.zeros(23, bool)
-            truth[TWELVE], known[TWELVE] = labels["joints"][k][:12, :2], labels["joints"][k][:12, 2] > 0
-            rows.append((*matched(detect_embedded(image), truth, known), truth, known, np.nan))
-    folder = data / "samples/coco"
-    annotations = json.loads((folder / "test_coco_wholebody.json").read_text())["annotations"]
-    for photo in tqdm(sorted(folder.glob("*.jpg")), desc="COCO"):
-        people = read_keypoints(folder / "test_coco_wholebody.json", photo)
-        areas = [a["area"] for a in annotations if a["image_id"] == int(photo.stem) and a["num_keypoints"]]
+    for path, joints in tqdm(sample_of_lspet(lspet, photos, seed), desc="LSPET"):
+        truth, known = np.zeros((23, 2)), np.zeros(23, bool)
+        truth[TWELVE], known[TWELVE] = joints[:, :2], joints[:, 2] > 0
+        rows.append((*matched(detect_embedded(read_image(path)), truth, known), truth, known, np.nan))
+    everybody = json.loads(annotations.read_text())["annotations"]
+    for photo in tqdm(sorted(coco.glob("*.jpg")), desc="COCO"):
+        people = read_keypoints(annotations, photo)
+        areas = [a["area"] for a in everybody if a["image_id"] == int(photo.stem) and a["num_keypoints"]]
         found = detect_embedded(read_image(photo))
         for xy, conf, area in zip(people.keypoints.xy, people.keypoints.conf, areas, strict=True):
             truth, known = xy[:23].double().numpy(), conf[:23].numpy() > 0
@@ -192,17 +183,26 @@ def fit(every: Observations) -> None:
     print(f"rank correlation of two joints' errors: {correlation:.2f}")
 
 
-def main(data: Annotated[Path, tyro.conf.Positional], observations: Path, photos: int = 220, seed: int = 1) -> None:
+def main(
+    lspet: tyro.conf.Positional[Path],
+    coco: tyro.conf.Positional[Path],
+    annotations: tyro.conf.Positional[Path],
+    observations: Path,
+    photos: int = 220,
+    seed: int = 1,
+) -> None:
     """Print the constants of body3d/lift/noise.py.
 
     Args:
-        data: folder with lspet and samples/coco.
+        lspet: folder of LSPET.
+        coco: folder of COCO's photos.
+        annotations: COCO-WholeBody's file about them.
         observations: npz of what the detector saw: read if it is there, else made.
         photos: how many photos of LSPET to look at.
         seed: which.
     """
     if not observations.is_file():
-        seen = observe(data, photos, seed)
+        seen = observe(lspet, coco, annotations, photos, seed)
         with atomic(observations) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **{f.name: getattr(seen, f.name) for f in fields(seen)})
     with np.load(observations) as file:

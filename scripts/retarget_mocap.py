@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from body3d.atomic import atomic
 from body3d.body.lbs import chain_jumps, rotation_matrices, world_transforms
 from body3d.datasets.mocap import Clip, clip_index, part_orientations, read_clip, shortest_rotation
 from body3d.errors import InputError
@@ -438,10 +439,8 @@ def main(
         "licence": np.array([info.licence for info in infos]),
         "fps": np.float32(fps),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part.npz")
-    np.savez_compressed(part, **arrays)
-    os.replace(part, out)
+    with atomic(out) as part:
+        np.savez_compressed(part, **arrays)
     megabytes = out.stat().st_size / 1e6
     print(f"{out}: {len(arrays['pose'])} frames of {len(infos)} clips at {fps:g} fps, {megabytes:.1f} MB")
     print(f"{(~arrays['plausible']).sum()} frames are marked as implausible")

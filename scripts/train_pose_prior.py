@@ -22,6 +22,7 @@ import tyro
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from body3d.atomic import atomic
 from body3d.datasets.mocap import HELD_OUT_SUBJECTS, is_held_out
 from body3d.errors import InputError
 from body3d.skeletons import SMPLX55
@@ -184,20 +185,19 @@ def main(
         print(f"  {k:3d} components: train {a:7.2f}, held out {b:7.2f}", flush=True)
     order = mixture.weights.argsort(descending=True)
 
-    part = out.with_suffix(".part.npz")
-    np.savez_compressed(
-        part,
-        means=mixture.means[order].numpy().astype(np.float32),
-        covars=mixture.covars[order].numpy().astype(np.float32),
-        weights=mixture.weights[order].numpy().astype(np.float32),
-        joint_names=np.array(JOINTS),
-        source=np.array(
-            "Free motion capture retargeted to the open body: CMU Graphics Lab (mocap.cs.cmu.edu, NSF EIA-0196217), "
-            "DeepMimic (MIT), Mesh2Motion (CC0)"
-        ),
-        held_out=np.array(sorted(HELD_OUT_SUBJECTS)),
-    )
-    os.replace(part, out)
+    with atomic(out) as part:
+        np.savez_compressed(
+            part,
+            means=mixture.means[order].numpy().astype(np.float32),
+            covars=mixture.covars[order].numpy().astype(np.float32),
+            weights=mixture.weights[order].numpy().astype(np.float32),
+            joint_names=np.array(JOINTS),
+            source=np.array(
+                "Free motion capture retargeted to the open body: CMU Graphics Lab (mocap.cs.cmu.edu, NSF EIA-0196217), "
+                "DeepMimic (MIT), Mesh2Motion (CC0)"
+            ),
+            held_out=np.array(sorted(HELD_OUT_SUBJECTS)),
+        )
     print(f"{out}: weights {[round(w, 3) for w in mixture.weights[order].tolist()]}, {out.stat().st_size / 1e6:.2f} MB")
 
 

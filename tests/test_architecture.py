@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import body3d
 
@@ -11,7 +13,7 @@ PACKAGE = Path(body3d.__file__).parent
 
 # A module may import from its own row and from rows above it.
 ROWS = (
-    ("errors", "tensors", "joint_set", "geometry", "filters"),
+    ("version", "errors", "tensors", "joint_set", "geometry", "filters"),
     ("dataset_joints",),
     ("skeletons",),
     ("camera", "camera_conventions"),
@@ -31,13 +33,20 @@ ROWS = (
     ("commands",),
     ("cli", "__main__", "__init__"),
 )
+KEPT = ("names", "parents", "flip")  # what a joint set holds, by joint
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 
 
 def imports(file: Path):
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("body3d."):
-            yield node.module.split(".")[1]
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: imports name the package"
+            first, *rest = (node.module or "").split(".")
+            if first == "body3d":
+                yield from rest[:1] or (name.name for name in node.names)
+        elif isinstance(node, ast.Import):
+            paths = [name.name.split(".") for name in node.names]
+            yield from ([*path, "__init__"][1] for path in paths if path[0] == "body3d")
 
 
 def test_imports_go_down_only():
@@ -69,15 +78,24 @@ def test_reconstructing_needs_no_extra():
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there():
-    assert all(getattr(body3d, name) is not None for name in body3d.__all__)
+def test_every_public_name_is_there_and_is_no_module():
+    """A sub-package of the same name would take a function's place once it is loaded."""
+    for name in body3d.__all__:
+        getattr(body3d, name)
+    assert not [name for name in body3d.__all__ if isinstance(getattr(body3d, name), ModuleType)]
+
+
+def test_the_version_is_that_of_the_distribution():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert body3d.__version__ == project["version"]
 
 
 def test_joints_are_not_numbered_outside_skeletons():
-    """`.names.index(...)` and friends are fine; a joint set indexed by a bare number is not."""
+    """`.names.index(...)` and friends are fine; a joint set indexed or cut by a number is not."""
     for file in PACKAGE.rglob("*.py"):
         if file.name == "skeletons.py":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "names":
-                assert not isinstance(node.slice, ast.Constant), f"{file.name}:{node.lineno}"
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr in KEPT:
+                numbers = [n for n in ast.walk(node.slice) if isinstance(n, ast.Constant) and isinstance(n.value, int)]
+                assert not numbers, f"{file.name}:{node.lineno}"

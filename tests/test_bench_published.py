@@ -14,7 +14,7 @@ from body3d.body.model import BodyModel
 from body3d.datasets.mocap import HELD_OUT_SUBJECTS
 from body3d.fit.published import TORSO_EDGES, l2_pose
 from body3d.fit.published_person import PublishedFit
-from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
+from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit_keypoints
 from body3d.fit.smplifyx_published import smplifyx_objective
 from body3d.skeletons import FACE68, HAND_POINTS, JAW17, OPENPOSE137
 from body3d.types import FitResult
@@ -119,7 +119,7 @@ def test_the_whole_mesh_gives_the_subsets_points(people):
 def test_a_fit_through_the_whole_mesh_is_the_same(people):
     model, one = BodyModel.open(), people.keypoints[2:3]
     options = Options(yaws=1, iterations=2, last_iterations=2, stages=SMPLIFYX_STAGES[3:], solver="lbfgs")
-    ours, theirs = (fit(body, one, people.camera, options=options)[0] for body in (whole_mesh(model), model))
+    ours, theirs = (fit_keypoints(body, one, people.camera, options=options)[0] for body in (whole_mesh(model), model))
     assert ours.terms.keys() == theirs.terms.keys()
     assert sum(ours.terms.values()) == pytest.approx(sum(theirs.terms.values()), rel=1e-3)
 

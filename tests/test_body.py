@@ -66,18 +66,13 @@ def chain_by_loop(rotations, joints, parents):
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("parents", [SMPLX55.parents, SMPL24.parents, (-1,), (-1, 0), tuple(range(-1, 40)), (1, -1, 1)])
+@pytest.mark.parametrize("parents", [SMPLX55.parents, SMPL24.parents, (-1,), (-1, 0), tuple(range(-1, 40))])
 def test_chain_equals_one_joint_after_the_other(parents):
     rotations = roma.random_rotmat(len(parents)).double()
     joints = torch.randn(len(parents), 3).double()
     T = lbs.world_transforms(rotations, joints, lbs.chain_jumps(parents))
-    assert torch.allclose(T, chain_by_loop(rotations, joints, _sorted(parents)) if parents[0] < 0 else T, atol=1e-10)
+    assert torch.allclose(T, chain_by_loop(rotations, joints, parents), atol=1e-10)
     assert torch.equal(T[..., 3, :], torch.tensor([0, 0, 0, 1.0]).double().expand(len(parents), 4))
-
-
-def _sorted(parents):
-    assert all(p < i for i, p in enumerate(parents))
-    return parents
 
 
 def test_a_parent_may_stand_after_its_child():

@@ -330,6 +330,11 @@ def test_higherhrnet_is_an_hrnet_with_more(tmp_path):
     torch.testing.assert_close(heat, (coarse + maps[1].heat) / 2)
     found = associative.find(net, np.zeros((33, 47, 3), np.uint8), (0.5, 1.0), flip=True, fill_in=True)
     assert found.xy.shape[1:] == (3, 2) and found.xy.isfinite().all()
+    net.train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    associative.find(net, np.full((33, 47, 3), 90, np.uint8))
+    assert net.training and all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    net.eval()
     with pytest.raises(InputError, match="multiples of 32, got 60 x 96"):
         net(torch.zeros(1, 3, 60, 96))
 

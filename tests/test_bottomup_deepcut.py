@@ -365,6 +365,24 @@ def test_ideal_maps_cost_nothing_and_are_read_exactly(drawn):
     assert parts == {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)}
 
 
+def test_targets_are_made_where_the_maps_are(drawn):
+    people, statistics, maps = drawn
+    elsewhere = PartMaps(*(m.to("meta") for m in maps))
+    assert deepercut_loss(elsewhere, [people], (96, 120), statistics).device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_people_are_put_together_on_a_gpu(drawn, image_model):
+    _, statistics, maps = drawn
+    found = propose(PartMaps(*(m.cuda() for m in maps)), (96, 120), statistics)
+    torch.testing.assert_close(found.xy.cpu(), propose(maps, (96, 120), statistics).xy, atol=1e-3, rtol=0)
+    random = torch.Generator().manual_seed(2)
+    _, _, said = image_scene(random, 1, 0, 5.0)
+    grouping = solve(said.prob.cuda(), image_model.probability(said).cuda())
+    assert assemble(said.to("cuda"), grouping, LSP14).xy.is_cuda
+    torch.testing.assert_close(group(said.to("cuda"), image_model, LSP14).xy.cpu(), group(said, image_model, LSP14).xy)
+
+
 def test_nobody_is_taught_and_proposed(drawn):
     _, statistics, maps = drawn
     nobody = Keypoints2D(torch.zeros(0, 3, 2), torch.zeros(0, 3), THREE)

@@ -1,6 +1,7 @@
 """Networks that need no boxes, by name: every one runs on any image, and `body3d detect` takes them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,16 +16,39 @@ from body3d.types import Keypoints2D
 SMALL = ("lightweight_openpose", "litepose_xs", "movenet")
 
 
+@torch.no_grad()
+def credulous(name: str):
+    """An untrained network that sees people in noise."""
+    torch.manual_seed(0)
+    net = FINDERS[name].build(weights=None).eval()
+    if name == "litepose_xs":
+        net.reading = replace(net.reading, threshold=0.05)
+    if name == "lightweight_openpose":
+        last = net.refinement_stages[-1]
+        last.heatmaps[1][0].weight *= 5
+        last.heatmaps[1][0].bias += 0.07
+        last.pafs[1][0].bias += 0.5
+    return net
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_any_image_will_do(name):
-    """Untrained networks see nobody or somebody; places are finite and confidences are no more than 1."""
-    torch.manual_seed(0)
-    finder = FINDERS[name]
-    net = finder.build(weights=None).eval()
+    """Places are finite, and confidences between 0 and 1."""
     image = np.random.default_rng(0).integers(0, 255, (90, 61, 3), np.uint8)
-    people = finder.find(net, image)
-    assert people.xy.isfinite().all() and (people.conf >= 0).all()
-    assert people.xy.shape[1:] == (len(people.joints), 2)
+    people = FINDERS[name].find(credulous(name), image)
+    assert len(people.xy) and people.xy.shape[1:] == (len(people.joints), 2)
+    assert people.xy.isfinite().all() and (people.conf >= 0).all() and (people.conf <= 1).all()
+    assert (people.conf > 0).any(1).all()
+
+
+@torch.no_grad()
+def test_movenet_finds_nobody_where_it_sees_nobody():
+    net = credulous("movenet")
+    last = net.net.header["header_heatmaps"][-1]
+    last.weight.zero_()
+    last.bias.fill_(-12.0)
+    people = FINDERS["movenet"].find(net, np.full((64, 64, 3), 127, np.uint8))
+    assert people.xy.shape == (0, 17, 2) and len(as_detections(people)) == 0
 
 
 def test_boxes_are_those_of_the_joints_that_were_found():
@@ -55,6 +79,7 @@ def test_the_command_takes_them(tmp_path, capsys):
         (("--net", "movenet"), "needs --weights"),
         (("--net", "openpose_body", "--flip"), "leave --flip out"),
         (("--net", "openpose_body", "--boxes", "b.json"), "finds everybody by itself"),
+        (("--net", "movenet", "--finder", "torchvision"), "leave --finder torchvision out"),
         (("--net", "movnet"), "there is no network 'movnet'"),
         (("--net", "openpose_body", "--weights", tmp_path / "movenet.pth"), "not what was asked for"),
     ):

@@ -155,6 +155,8 @@ def test_line_integrals():
     assert scores[0, 0] == 1 and scores[1, 2] == 1
     assert scores[0, 1] == scores[1, 0] == scores[1, 1] == -torch.inf
     assert scores[0, 2].item() == pytest.approx(1 + (50 / 80 - 1))
+    field[:, :, 47:] = 0  # nine of ten places agree
+    assert openpose.limb_scores(field, a[:1], b[:1])[0, 0].item() == pytest.approx(0.9)
     field[:, :, 45:] = 0  # eight of ten places agree
     assert openpose.limb_scores(field, a[:1], b[:1])[0, 0] == -torch.inf
     assert openpose.limb_scores(field, a[:1], a[:1])[0, 0] == -torch.inf
@@ -271,6 +273,13 @@ def test_the_networks_agree_on_their_maps():
         assert all(m.heat.shape == (2, 19, 8, 11) and m.fields.shape == (2, 19, 2, 8, 11) for m in out)
         openpose.loss(out, [crowd([(40, 30)], 50)] * 2, (64, 88)).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_finding_teaches_a_network_in_training_nothing():
+    net = LightweightOpenPose(width=16)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    openpose.find(net, np.full((50, 70, 3), 90, np.uint8), height=64)
+    assert net.training and all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
 def test_finding_with_a_network_that_knows_nothing():

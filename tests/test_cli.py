@@ -166,7 +166,7 @@ def test_the_good_image_is_done_although_another_is_bad(embedded_models, tmp_pat
         (["--max-people", "0"], ["--max-people", "0"]),
         (["--body", "smplx"], ["--model-path"]),
         (["--device", "abacus"], ["abacus"]),
-        (["--detector", "openpose-json"], ["--keypoints"]),
+        (["--method", "smplify", "--height", "1.8"], ["--height", "smplify"]),
         (["--keypoints", "nowhere.json"], ["nowhere.json"]),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else None,

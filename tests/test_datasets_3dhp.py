@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from body3d.datasets.catalogue import SETS
 from body3d.datasets.mpi_inf_3dhp import MPIINF3DHP, read_calibration
 from body3d.datasets.panoptic import Panoptic
 from body3d.errors import InputError
@@ -178,6 +179,15 @@ def test_pstmo_files(tmp_path):
     data = MPIINF3DHP.pstmo(tmp_path / "test.npz", "univ_annot3")
     assert len(data) == 3
     np.testing.assert_allclose(data[1].kp3d.xyz.numpy(), xyz[2] / 1000, atol=1e-5)
+    # What is not annotated may be anything: of use only as a neighbour in time.
+    hidden = np.where(valid[:, None, None] > 0, xyz, np.nan)
+    test = {"TS1": {"data_2d": image_of(xyz), "data_3d": hidden, "valid": valid}}
+    np.savez(tmp_path / "test.npz", data=np.array(test, dtype=object))
+    assert len(MPIINF3DHP.pstmo(tmp_path / "test.npz", "univ_annot3")) == 3
+    (whole,) = MPIINF3DHP.pstmo(tmp_path / "test.npz", "univ_annot3", all_frames=True).recordings
+    assert whole.valid.tolist() == [True, False, True, True] and whole.frames == (0, 1, 2, 3)
+    np.testing.assert_allclose(whole.xy.numpy(), image_of(xyz), rtol=1e-5)
+    assert (whole.xyz[1] == 0).all()
     np.savez(
         tmp_path / "bad.npz",
         data=np.array({"TS1": {"data_2d": image_of(xyz), "data_3d": xyz[:3], "valid": valid}}, dtype=object),
@@ -187,6 +197,14 @@ def test_pstmo_files(tmp_path):
     np.savez(tmp_path / "bad.npz", data=np.array({"TS1": {"data_2d": image_of(xyz)}}, dtype=object))
     with pytest.raises(InputError, match="not laid out as P-STMO's file"):
         MPIINF3DHP.pstmo(tmp_path / "bad.npz", "univ_annot3")
+
+
+def test_the_catalogue_knows_that_pstmos_poses_are_universal(tmp_path):
+    arrays = {"data_2d": np.ones((2, 17, 2)), "data_3d": np.ones((2, 17, 3))}
+    np.savez(tmp_path / "data_train_3dhp.npz", data=np.array({"S1 Seq1": [{"0": arrays}, 25]}, dtype=object))
+    np.savez(tmp_path / "data_test_3dhp.npz", data=np.array({"TS1": arrays | {"valid": np.ones(2)}}, dtype=object))
+    forms = [form for form in SETS["mpi_inf_3dhp"].forms if "P-STMO" in form.name]
+    assert [form.open(tmp_path).scale for form in forms] == ["univ_annot3"] * 2
 
 
 # ---- CMU Panoptic --------------------------------------------------------------------------------------------------

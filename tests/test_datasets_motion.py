@@ -11,6 +11,7 @@ from body3d.datasets.amass import AMASS, to_y_up
 from body3d.datasets.asf import read_amc, read_asf
 from body3d.datasets.bvh import read_bvh
 from body3d.datasets.mocap import clip_index, read_clip
+from body3d.datasets.reading import finite
 from body3d.errors import InputError
 from body3d.skeletons import SMPLH52, SMPLX55
 from body3d.types import BodyParams
@@ -83,6 +84,21 @@ def test_z_up_to_y_up_moves_the_whole_body_with_its_pelvis():
     place = lambda q: roma.rotvec_to_rotmat(q.pose[0, 0]) @ (p - pelvis) + pelvis + q.transl[0]
     x, y, z = place(params)
     torch.testing.assert_close(place(to_y_up(params, pelvis)), torch.stack([x, z, -y]))
+    double = params.to(torch.float64)
+    torch.testing.assert_close(to_y_up(double).transl, to_y_up(params).transl.double())
+    assert to_y_up(double, pelvis.double()).pose.dtype == torch.float64
+
+
+def test_what_callers_change_is_theirs(tmp_path):
+    arrays = smplh_file(tmp_path / "a_poses.npz")
+    data = AMASS.open(tmp_path)
+    for read in (lambda: data.sequence(0), lambda: data[0].params):
+        expected = read().pose.clone()
+        read().pose.zero_()
+        assert torch.equal(read().pose, expected) and expected.abs().max() > 0
+    floats = arrays["poses"].astype(np.float32)
+    finite(floats, (13, 156), "memory", "poses").zero_()
+    assert np.abs(floats).max() > 0
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,16 @@ def test_tiles_cover_the_image():
         assert covered.all()
 
 
+def test_boxes_that_can_hold_nobody_are_refused():
+    from body3d.detect import detect_embedded
+
+    nan, far = float("nan"), float("inf")
+    for bad in ([nan, 0, 5, 5], [50, 40, 10, 10], [5000, 0, 5100, 40], [0, 0, far, 40]):
+        boxes = Boxes(torch.tensor([[0.0, 0, 20, 40], bad]), torch.ones(2))
+        with pytest.raises(InputError, match="box 1 is .* inside the image of 64 x 48"):
+            detect_embedded(np.zeros((48, 64, 3), np.uint8), boxes=boxes)
+
+
 # ---- the whole -----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def detect(embedded_models):
@@ -235,9 +245,10 @@ def test_max_people_keeps_the_one_who_stands_out(detect, shared):
 
 
 def test_figures_on_the_coco_samples(detect, shared):
-    from body3d.benchmarks.detector import FOUND, coco
+    from body3d.benchmarks.detector import FOUND, coco_figures
 
-    figures = coco(shared / "data/samples/coco")
+    folder = shared / "data/samples/coco"
+    figures = coco_figures(folder, folder / "test_coco_wholebody.json")
     assert len(figures.best) == 12
     assert sum(b > FOUND for b in figures.best) >= 9
     assert np.mean(figures.boxed) >= 0.74

@@ -13,7 +13,7 @@ from body3d.errors import InputError
 from body3d.evaluate import PROTOCOLS, evaluate
 from body3d.evaluate.coco import evaluate_coco
 from body3d.evaluate.poses import Poses, read_poses
-from body3d.skeletons import COCO17, H36M17, LSP14, MPI_INF_3DHP17, MPII16, MUPOTS17
+from body3d.skeletons import COCO17, H36M17, LSP14, MPI_INF_3DHP17, MPII16, MUPOTS17, JointSet
 
 N = 12
 SETS = {
@@ -164,6 +164,85 @@ def test_mupots_by_hand():
     assert result["root AP@25cm"].total == pytest.approx(100 * sum((r - 1) / r for r in range(2, 10)) / 12)
 
 
+def test_mupots_counts_people_and_fourteen_joints():
+    """Four people in one image, one in the other; what the images' means or all 17 joints would give is another number."""
+    truth = truth_of("mupots", images=("b", "a", "a", "a", "a"), actions=("two", *["one"] * 4)).pick(list(range(5)))
+    at = MUPOTS17.index
+    truth.conf[1, at("left_wrist")] = 0
+    truth.points[1, at("left_wrist")] = 0
+    off = torch.zeros_like(truth.points)
+    off[:, [at("spine"), at("head")], 0] = 5.0  # not among the 14
+    off[0, at("left_knee"), 0] = 0.160
+    off[2, at("left_knee"), 0] = off[2, at("right_knee"), 1] = 0.160
+    found = moved(truth, off).pick([0, 1, 2, 3])  # the last of "a" is not found
+    found = replace(found, conf=torch.ones_like(found.conf))
+    result = evaluate("mupots", found, truth)
+    joints = 5 * 14 - 1
+    for name in ("3DPCK_abs@150mm", "3DPCK_rel@150mm"):
+        assert result[name].total == pytest.approx(100 * (joints - 14 - 3) / joints), name
+        assert result[name].by_action == pytest.approx({"two": 100 * 13 / 14, "one": 100 * (55 - 14 - 2) / 55}), name
+    assert result["3DPCK_rel@150mm of matched people"].total == pytest.approx(100 * (55 - 3) / 55)
+    assert result["root AP@25cm"].total == pytest.approx(80)
+    assert result["3DPCK_abs@150mm"].joints == "mupots17 (14 of 17)"
+
+
+def unknown(poses: Poses, pose: int, joint: str) -> Poses:
+    """With a joint that nobody knows: conf 0, and, as files are read, at the origin."""
+    poses = replace(poses, points=poses.points.clone(), conf=poses.conf.clone())
+    poses.points[pose, poses.joints.index(joint)] = 0
+    poses.conf[pose, poses.joints.index(joint)] = 0
+    return poses
+
+
+@pytest.mark.parametrize("name", ["h36m-1", "h36m-2", "3dmppe-1", "motion", "3dhp-14", "mupots"])
+def test_errors_from_an_unknown_root_are_refused(name):
+    truth = truth_of(name)
+    with pytest.raises(InputError, match=r"has no pelvis in 1 poses \(conf is 0\), the first is number 3"):
+        evaluate(name, truth, unknown(truth, 3, "pelvis"))
+    nothing = replace(truth, conf=truth.conf.clone())  # a pose of which nothing is known does not count
+    nothing.conf[3] = 0
+    assert evaluate(name, truth, nothing).figures[0].total == pytest.approx(
+        evaluate(name, truth, truth).figures[0].total
+    )
+    nothing.conf[:] = 0
+    with pytest.raises(InputError, match="there is nothing to compare with"):
+        evaluate(name, truth, nothing)
+
+
+def test_a_root_that_the_set_lacks_is_named():
+    truth = truth_of("motion")
+    coco = Poses(truth.points, truth.conf, COCO17)
+    with pytest.raises(InputError, match="coco17 has no pelvis, from which the errors are measured"):
+        evaluate("motion", coco, coco)
+    own = Poses(200 * torch.rand(N, 2, 2).double(), torch.ones(N, 2).double(), JointSet("own", ("a", "b"), (-1, -1)))
+    with pytest.raises(InputError, match="needs left_shoulder and right_hip of everybody"):
+        evaluate("flic-pck", own, own)
+
+
+def test_predictions_must_have_what_is_counted():
+    truth = truth_of("h36m-1")
+    with pytest.raises(
+        InputError, match=r"has no left_knee, which h36m-1 counts in 1 poses \(conf is 0\), the first is number 2"
+    ):
+        evaluate("h36m-1", unknown(truth, 2, "left_knee"), truth)
+    both = unknown(truth, 2, "left_knee")
+    assert evaluate("h36m-1", both, both)["MPJPE"].total == pytest.approx(0, abs=1e-9)
+
+
+def test_unknown_roots_and_vertices_do_not_count():
+    truth = truth_of("mrpe")
+    result = evaluate("mrpe", truth, unknown(truth, 0, "pelvis"))
+    assert (result["MRPE"].total, result["MRPE"].counted) == (0, N - 1)
+    mesh = truth_of("mesh")
+    mesh.conf[0, 3:] = mesh.conf[1] = 0
+    off = torch.zeros_like(mesh.points)
+    off[0, 3:] = off[1] = 9.0
+    off[2] = torch.tensor([0.011, 0, 0])
+    result = evaluate("mesh", replace(mesh, points=mesh.points + off), mesh)
+    assert result["PVE, camera space"].total == pytest.approx(1)  # 11 mm of one of eleven
+    assert result["PA-PVE"].total == pytest.approx(0, abs=1e-3)
+
+
 def test_motion_by_hand():
     truth = truth_of("motion", takes=("a",) * 6 + ("b",) * 6)
     off = torch.zeros_like(truth.points)
@@ -258,6 +337,13 @@ BAD = [
     ({"pose": np.zeros(3)}, "has no 'xyz', only pose"),
     ({"xyz": np.zeros((0, 17, 3)), "joints": "h36m17"}, "holds no pose"),
     ({"xyz": np.zeros((N, 17, 3)), "joints": "h36m17", "conf": np.zeros((N, 3))}, "conf is"),
+    *(
+        (
+            {"xyz": np.zeros((N, 17, 3)), "joints": "h36m17", "conf": np.full((N, 17), bad)},
+            "conf must be finite numbers from 0",
+        )
+        for bad in (np.nan, np.inf, -1.0, "a")
+    ),
     ({"xyz": np.zeros((N, 17, 3)), "joints": "h36m17", "ids": np.zeros(3)}, "ids has the shape"),
 ]
 
@@ -283,7 +369,7 @@ def test_poses_that_do_not_belong_together(tmp_path, truth_file):
     with pytest.raises(InputError, match="occur again"):
         evaluate("h36m-1", truth.pick([0] * N), truth)
     (tmp_path / "cut.npz").write_bytes(truth_file.read_bytes()[:500])
-    with pytest.raises(InputError, match="cannot be read as .npz"):
+    with pytest.raises(InputError, match="cannot be read as file of poses"):
         read_poses(tmp_path / "cut.npz", "xyz")
     with pytest.raises(InputError, match="there is no such file of poses"):
         read_poses(tmp_path / "none.npz", "xyz")

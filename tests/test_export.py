@@ -175,6 +175,13 @@ def test_broken_results_are_named(tmp_path, person):
     save_npz(tmp_path / "person_0.npz", {"vertices": person.verts, "faces": person.faces + 1000, "K": K})
     with pytest.raises(InputError, match="beyond"):
         load_results(tmp_path)
+    for bad in (K * np.nan, -K, np.where(K > 1, 1e30, K)):
+        save_npz(tmp_path / "person_0.npz", {"vertices": person.verts, "faces": person.faces, "K": bad})
+        with pytest.raises(InputError, match="K has entries that are not finite, or no focal length"):
+            load_results(tmp_path)
+    aside = K * [[1, 1, -1], [1, 1, -1], [1, 1, 1]]  # the principal point lies outside the picture
+    save_npz(tmp_path / "person_0.npz", {"vertices": person.verts, "faces": person.faces, "K": aside})
+    assert load_results(tmp_path)[1].size == (1, 1)
     (tmp_path / "person_0.npz").write_text("not an archive")
     with pytest.raises(InputError, match="damaged"):
         load_results(tmp_path)

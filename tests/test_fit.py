@@ -1,6 +1,7 @@
 """The fit: gradients against finite differences, and bodies recovered from their own points."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from body3d.camera import Camera
 from body3d.errors import InputError
 from body3d.fit.given import detector_3d, ray_rotation
 from body3d.fit.problem import Problem, Trust
-from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
+from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit_keypoints
 from body3d.fit.starts import facing, kabsch, translation
 from body3d.fit.unknowns import Unknowns
 from body3d.geometry import align
@@ -63,7 +64,11 @@ def people(count=2, seed=0):
 def recovered():
     """Two people fitted to their own keypoints and 3D directions (which are exact here, and believed), and the truth."""
     model, _, body, keypoints, world = people()
-    return model, body, fit(model, keypoints, CAMERA, world, options=Options(trust=Trust(direction_sigma=0.03)))
+    return (
+        model,
+        body,
+        fit_keypoints(model, keypoints, CAMERA, world, options=Options(trust=Trust(direction_sigma=0.03))),
+    )
 
 
 def test_bodies_are_recovered_from_their_own_keypoints_and_directions(recovered):
@@ -90,7 +95,7 @@ def test_hands_and_jaw_follow_their_keypoints(recovered):
 
 def test_without_3d_every_facing_is_tried():
     model, _, _, keypoints, _ = people(2, seed=1)
-    for r in fit(model, keypoints, CAMERA, options=Options(iterations=30, last_iterations=30)):
+    for r in fit_keypoints(model, keypoints, CAMERA, options=Options(iterations=30, last_iterations=30)):
         assert r.reprojection_px < 8
         assert r.start.startswith("facing")
 
@@ -134,7 +139,7 @@ def test_a_person_with_three_points_is_refused():
     conf = torch.zeros_like(keypoints.conf)
     conf[:, [5, 6, 11]] = 1
     with pytest.raises(InputError, match=r"person 0 has 3 known body points.*at least 4"):
-        fit(model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA)
+        fit_keypoints(model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA)
 
 
 def test_keypoints_that_are_nan_or_far_away_do_no_harm():
@@ -142,7 +147,7 @@ def test_keypoints_that_are_nan_or_far_away_do_no_harm():
     xy = keypoints.xy.clone()
     xy[0, 9], xy[0, 3] = torch.nan, 1e5
     quick = Options(yaws=2, iterations=15, last_iterations=15)
-    result = fit(model, Keypoints2D(xy, keypoints.conf, keypoints.joints), CAMERA, world, options=quick)[0]
+    result = fit_keypoints(model, Keypoints2D(xy, keypoints.conf, keypoints.joints), CAMERA, world, options=quick)[0]
     assert result.params.pose.isfinite().all()
     assert result.body.mesh.verts.isfinite().all()
 
@@ -152,7 +157,7 @@ def test_an_unseen_limb_is_said():
     conf = keypoints.conf.clone()
     gone = [i for i, n in enumerate(keypoints.joints.names) if n in ("left_knee", "left_ankle")]
     conf[:, gone] = 0
-    result = fit(
+    result = fit_keypoints(
         model,
         Keypoints2D(keypoints.xy, conf, keypoints.joints),
         CAMERA,
@@ -160,6 +165,31 @@ def test_an_unseen_limb_is_said():
     )[0]
     assert "left leg not seen: its pose is the prior's" in result.warnings
     assert not any("right leg" in w for w in result.warnings)
+
+
+@pytest.mark.parametrize("count", [6, 0])
+def test_hands_move_by_as_many_components_as_the_body_has(count):
+    model = BodyModel.open()
+    assert model.hand_components is not None
+    fewer = replace(model, hand_components=model.hand_components[:, :count] if count else None)
+    unknowns, usual = Unknowns(fewer), Unknowns(model)
+    assert usual.size("left_hand") == usual.size("right_hand") == 12
+    x = torch.randn(2, len(unknowns), generator=torch.Generator().manual_seed(0))
+    pose = unknowns.params(x).pose
+    for side in ("left", "right"):
+        fingers = [i for i, n in enumerate(model.joints.names) if n.startswith(side) and n[-1].isdigit()]
+        coefficients = unknowns.part(x, f"{side}_hand")
+        assert coefficients.shape[1] == count
+        hand = fewer.hand_pose_from_pca(coefficients, side) if count else torch.zeros(2, 15, 3)
+        torch.testing.assert_close(pose[:, fingers], hand)
+    jaw = model.joints.index("jaw")
+    torch.testing.assert_close(pose[:, jaw], unknowns.part(x, "jaw"))
+    places = model.joints.indices(unknowns.body_joints)
+    torch.testing.assert_close(pose[:, places].flatten(1), unknowns.part(x, "body"))
+
+    _, _, _, keypoints, _ = people(1)
+    result = fit_keypoints(fewer, keypoints, CAMERA, options=Options(yaws=1, iterations=3, last_iterations=3))[0]
+    assert result.params.pose.isfinite().all()
 
 
 def test_starts_stand_upright_and_face_where_they_should():
@@ -221,7 +251,7 @@ def test_files_of_the_official_layouts_fit(kind, tmp_path):
     x[:, unknowns.slices["orient"]] = facing(torch.tensor([0.2]))
     x[:, unknowns.slices["transl"]] = torch.tensor([0.1, 0.2, 6.0])
     xyz, conf = on_body(model, model(unknowns.params(x)), COCO_WHOLEBODY133)
-    result = fit(
+    result = fit_keypoints(
         model,
         Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133),
         CAMERA,

@@ -10,7 +10,7 @@ from test_lm import make_problem, target_of
 
 from body3d.body.capsules import body_capsules
 from body3d.body.model import BodyModel
-from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
+from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit_keypoints
 from body3d.fit.starts import facing
 from body3d.skeletons import COCO_WHOLEBODY133
 from body3d.types import Keypoints2D
@@ -82,7 +82,7 @@ def test_the_solver_keeps_limbs_out_of_each_other():
     assert crossed.sum() == 4
     found = []
     for options in (Options(yaws=1), replace(APART, yaws=1)):
-        results = fit(model, keypoints[crossed], CAMERA, options=options)
+        results = fit_keypoints(model, keypoints[crossed], CAMERA, options=options)
         found.append(torch.stack([depths(model, r.params) for r in results]))
         assert all(r.reprojection_px < 8 for r in results)
         assert all(("collision" in r.terms) == (options != Options(yaws=1)) for r in results)

@@ -14,7 +14,7 @@ from body3d.errors import InputError
 from body3d.fit.checks import focal_warning
 from body3d.fit.findings import implausible
 from body3d.fit.problem import Problem
-from body3d.fit.smplifyx import Options, fit
+from body3d.fit.smplifyx import Options, fit_keypoints
 from body3d.fit.starts import Rows, ambiguities, best_rows, by_person, robust_translation, with_belief
 
 QUICK = Options(yaws=2, iterations=15, last_iterations=15)
@@ -39,26 +39,46 @@ def is_finite(result):
 def test_cameras_that_project_nothing_are_refused(K, message):
     model, _, _, keypoints, _ = people(1)
     with pytest.raises(InputError, match=message):
-        fit(model, keypoints, replace(CAMERA, K=K))
+        fit_keypoints(model, keypoints, replace(CAMERA, K=K))
 
 
 def test_one_camera_is_enough():
     model, _, _, keypoints, _ = people(1)
     with pytest.raises(InputError, match="one camera is expected"):
-        fit(model, keypoints, CAMERA.map(lambda t: t.expand(2, *t.shape)))
+        fit_keypoints(model, keypoints, CAMERA.map(lambda t: t.expand(2, *t.shape)))
+
+
+def test_a_camera_that_is_turned_or_moved_is_refused():
+    model, _, _, keypoints, _ = people(1)
+    turn = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
+    for camera in (replace(CAMERA, R=turn), replace(CAMERA, t=torch.tensor([0.1, 0.0, 0.0]))):
+        with pytest.raises(InputError, match="R = 1 and t = 0 are expected"):
+            fit_keypoints(model, keypoints, camera)
+
+
+def test_numbers_are_brought_to_the_bodys_type():
+    model, _, _, keypoints, world = people(1)
+    prior = MaxMixturePrior.shipped()
+    options = Options(yaws=1, iterations=5, last_iterations=5)
+    fit = lambda as_type: fit_keypoints(
+        model, keypoints.to(as_type), CAMERA.to(as_type), world.to(as_type), prior.to(dtype=as_type), options
+    )[0]
+    plain, double = fit(torch.float32), fit(torch.float64)
+    assert double.params.pose.dtype == double.camera.K.dtype == torch.float32
+    torch.testing.assert_close(double.body.joints.xyz, plain.body.joints.xyz, atol=1e-3, rtol=0)
 
 
 def test_nobody_is_no_error_and_unknown_people_are():
     model, _, _, keypoints, _ = people(1)
-    assert fit(model, keypoints[:0], CAMERA) == []
+    assert fit_keypoints(model, keypoints[:0], CAMERA) == []
     with pytest.raises(InputError, match="person 0 has 0 known body points"):
-        fit(model, replace(keypoints, conf=torch.zeros_like(keypoints.conf)), CAMERA)
+        fit_keypoints(model, replace(keypoints, conf=torch.zeros_like(keypoints.conf)), CAMERA)
     with pytest.raises(InputError, match="person 0 has 0 known body points"):
-        fit(model, replace(keypoints, conf=torch.full_like(keypoints.conf, torch.nan)), CAMERA)
+        fit_keypoints(model, replace(keypoints, conf=torch.full_like(keypoints.conf, torch.nan)), CAMERA)
     with pytest.raises(InputError, match="person 0 has 0 known body points"):
-        fit(model, replace(keypoints, xy=torch.full_like(keypoints.xy, torch.inf)), CAMERA)
+        fit_keypoints(model, replace(keypoints, xy=torch.full_like(keypoints.xy, torch.inf)), CAMERA)
     with pytest.raises(InputError, match=r"keypoints of N people are \(N, 133, 2\)"):
-        fit(model, keypoints[0], CAMERA)
+        fit_keypoints(model, keypoints[0], CAMERA)
 
 
 def test_numbers_that_are_none_do_no_harm():
@@ -66,24 +86,24 @@ def test_numbers_that_are_none_do_no_harm():
     xy, conf, xyz = keypoints.xy.clone(), keypoints.conf.clone(), world.xyz.clone()
     xy[0, 9], xy[0, 14], conf[0, 10], xyz[0, 3:9] = torch.nan, 1e6, torch.nan, torch.nan
     spoilt = replace(keypoints, xy=xy, conf=conf)
-    result = fit(model, spoilt, CAMERA, replace(world, xyz=xyz), options=QUICK)[0]
+    result = fit_keypoints(model, spoilt, CAMERA, replace(world, xyz=xyz), options=QUICK)[0]
     assert is_finite(result)
     assert "keypoints far outside the image were left out: right_knee" in result.warnings
-    assert is_finite(fit(model, spoilt, CAMERA, replace(world, conf=0 * world.conf), options=QUICK)[0])
+    assert is_finite(fit_keypoints(model, spoilt, CAMERA, replace(world, conf=0 * world.conf), options=QUICK)[0])
 
 
 @pytest.mark.parametrize("height", [170.0, -1.0, math.nan])
 def test_heights_that_no_person_has(height):
     model, _, _, keypoints, _ = people(1)
     with pytest.raises(InputError, match="people are 0.4 to 2.6 m tall"):
-        fit(model, keypoints, CAMERA, height=height)
+        fit_keypoints(model, keypoints, CAMERA, height=height)
 
 
 def test_a_known_height_is_reached_and_sets_the_distance():
     model, _, _, keypoints, world = people(1)
     depth = []
     for height in (1.5, 1.9):
-        result = fit(model, keypoints, CAMERA, world, height=height, options=QUICK)[0]
+        result = fit_keypoints(model, keypoints, CAMERA, world, height=height, options=QUICK)[0]
         shape = model.zero_params()
         verts = model(replace(shape, shape=result.params.shape)).mesh.verts[:, 1]
         assert verts.max() - verts.min() == pytest.approx(height, abs=0.04)
@@ -105,7 +125,7 @@ def test_a_keypoint_far_off_is_named_and_changes_little():
     model, _, _, keypoints, world = people(1)
     xy = keypoints.xy.clone()
     xy[0, keypoints.joints.index("left_wrist")] += 250
-    clean, spoilt = (fit(model, k, CAMERA, world)[0] for k in (keypoints, replace(keypoints, xy=xy)))
+    clean, spoilt = (fit_keypoints(model, k, CAMERA, world)[0] for k in (keypoints, replace(keypoints, xy=xy)))
     assert "left_wrist" in spoilt.unexplained and "left_wrist" not in clean.unexplained
     assert any("keypoints that the body cannot reach: left_wrist" in w for w in spoilt.warnings)
     assert (clean.body.joints.xyz - spoilt.body.joints.xyz)[:22].norm(dim=-1).mean() < 0.05
@@ -135,8 +155,8 @@ def test_left_and_right_exchanged_is_noticed(limb):
     for n in swapped:
         pair = keypoints.joints.indices((f"left_{n}", f"right_{n}"))
         xy[:, pair] = xy[:, pair[::-1]]
-    clean = fit(model, replace(keypoints, conf=conf), CAMERA)
-    mended = fit(model, replace(keypoints, xy=xy, conf=conf), CAMERA)
+    clean = fit_keypoints(model, replace(keypoints, conf=conf), CAMERA)
+    mended = fit_keypoints(model, replace(keypoints, xy=xy, conf=conf), CAMERA)
     for a, b in zip(clean, mended, strict=True):
         assert "exchanged" not in a.start
         assert f"left and right {limb} exchanged" in b.start
@@ -178,7 +198,8 @@ def test_sums_of_terms_tell_good_keypoints_from_bad():
     model, _, _, keypoints, _ = people(1)
     noise = 12 * torch.randn(keypoints.xy.shape, generator=torch.Generator().manual_seed(0))
     good, bad = (
-        fit(model, k, CAMERA, options=QUICK)[0] for k in (keypoints, replace(keypoints, xy=keypoints.xy + noise))
+        fit_keypoints(model, k, CAMERA, options=QUICK)[0]
+        for k in (keypoints, replace(keypoints, xy=keypoints.xy + noise))
     )
     assert 0 <= good.terms["belief"] < bad.terms["belief"]
     assert sum(good.terms.values()) < sum(bad.terms.values())

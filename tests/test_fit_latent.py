@@ -13,7 +13,7 @@ from body3d.body.vposer import shipped_vposer
 from body3d.errors import InputError
 from body3d.fit.given import Given3D, detector_3d
 from body3d.fit.problem import Problem
-from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, Trust, fit
+from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, Trust, fit_keypoints
 from body3d.fit.starts import facing
 from body3d.fit.unknowns import Unknowns
 from body3d.geometry import align
@@ -109,7 +109,7 @@ def test_people_drawn_from_the_prior_are_found_again():
     given = Given3D(Keypoints3D(world, world_conf, MEDIAPIPE33, "root"), None, "truth")
     keypoints = Keypoints2D(CAMERA.project(xyz), conf, COCO_WHOLEBODY133)
     options = Options(trust=Trust(direction_sigma=0.03), pose="latent", yaws=1, last_iterations=40)
-    for n, r in enumerate(fit(model, keypoints, CAMERA, options=options, given=[given])):
+    for n, r in enumerate(fit_keypoints(model, keypoints, CAMERA, options=options, given=[given])):
         ours, truth = r.body.joints.xyz[:22], body.joints.xyz[n, :22]
         assert (align(ours, truth) - truth).norm(dim=-1).mean() < 0.025
         assert r.reprojection_px < 5

@@ -13,7 +13,7 @@ from body3d.errors import InputError
 from body3d.fit import starts, terms
 from body3d.fit.given import BONES, CORRELATION, Given3D, bone_matrix, detector_3d, directions, ray_rotation
 from body3d.fit.problem import Problem
-from body3d.fit.smplifyx import BENDING_STAGE, fit
+from body3d.fit.smplifyx import BENDING_STAGE, fit_keypoints
 from body3d.geometry import align
 from body3d.skeletons import MEDIAPIPE33
 from body3d.types import Keypoints3D
@@ -86,9 +86,9 @@ def test_only_a_source_that_leans_is_leant():
 def test_other_people_are_refused():
     model, _, _, keypoints, world = people(2)
     with pytest.raises(InputError, match="detector's 3D: 3D poses of 1 people came with the keypoints of 2"):
-        fit(model, keypoints, CAMERA, world[:1])
+        fit_keypoints(model, keypoints, CAMERA, world[:1])
     with pytest.raises(InputError, match="one for each joint"):
-        fit(model, keypoints, CAMERA, given=[given(world.xyz, torch.ones(2, 17))])
+        fit_keypoints(model, keypoints, CAMERA, given=[given(world.xyz, torch.ones(2, 17))])
 
 
 def lifted(world, scale, seed=0):
@@ -118,7 +118,7 @@ def test_a_fit_to_both_beats_either():
     source = lifted(world, 0.03)
     rows = model.keypoints.indices(COUNTED)
     truth = body.joints.xyz[:, rows]
-    ours = lambda **how: torch.stack([r.body.joints.xyz[rows] for r in fit(model, keypoints, CAMERA, **how)])
+    ours = lambda **how: torch.stack([r.body.joints.xyz[rows] for r in fit_keypoints(model, keypoints, CAMERA, **how)])
     alone = mean_error(source.keypoints.xyz[:, MEDIAPIPE33.indices(COUNTED)], truth)
     both = mean_error(ours(given=[source]), truth)
     assert both < 0.9 * alone
@@ -130,9 +130,9 @@ def test_a_source_that_says_it_is_unsure_pulls_less():
     wrong = replace(world, xyz=world.xyz * torch.tensor([1.0, 1.0, -1.0]))  # mirrored in depth
     rows = model.keypoints.indices(COUNTED)
     error = lambda sigma: mean_error(
-        fit(model, keypoints, CAMERA, given=[Given3D(wrong, torch.full_like(wrong.conf, sigma), "it", along_ray=True)])[
-            0
-        ].body.joints.xyz[rows],
+        fit_keypoints(
+            model, keypoints, CAMERA, given=[Given3D(wrong, torch.full_like(wrong.conf, sigma), "it", along_ray=True)]
+        )[0].body.joints.xyz[rows],
         body.joints.xyz[0, rows],
     )
     assert error(1.0) < 0.5 * error(0.01)

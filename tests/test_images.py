@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from body3d.errors import InputError
-from body3d.images import exif_focal_px, read_image, warp_crop, write_image
+from body3d.images import exif_focal_px, image_size, read_image, warp_crop, write_image
 
 HEIGHT, WIDTH = 24, 40
 
@@ -57,6 +57,7 @@ def test_exif_orientation(tmp_path, picture, orientation, stored):
     exif[0x0112] = orientation
     for name in ("a.png", "a.jpg"):
         Image.fromarray(np.ascontiguousarray(stored(picture))).save(tmp_path / name, exif=exif)
+        assert image_size(tmp_path / name) == (HEIGHT, WIDTH)
     assert differs(read_image(tmp_path / "a.png"), picture) == 0
     Image.fromarray(np.ascontiguousarray(stored(picture))).save(tmp_path / "plain.jpg")
     assert differs(read_image(tmp_path / "a.jpg"), picture) <= 25  # chroma blocks lie differently

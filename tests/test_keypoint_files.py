@@ -3,9 +3,11 @@ import json
 import pytest
 import torch
 
-from body3d.detect.files import read_keypoints
+from body3d.detect.files import coco_results, read_keypoints
 from body3d.errors import InputError
-from body3d.skeletons import BODY25, COCO17, COCO_WHOLEBODY133, OPENPOSE137
+from body3d.joint_set import JointSet
+from body3d.skeletons import BODY18, BODY25, COCO17, COCO_WHOLEBODY133, HALPE26, MPII16, OPENPOSE137
+from body3d.types import Boxes, Detections, Keypoints2D
 
 
 def triplets(n: int, start: float = 10.0, conf: float = 0.5) -> list[float]:
@@ -109,6 +111,39 @@ def test_coco_annotations(save):
     assert len(read_keypoints(path, "empty.jpg")) == 0
 
 
+def test_numbers_of_files_are_ids_only_of_files_so_named(save):
+    """beach.jpg has the id 7: another file's number 7 is not it."""
+    person = {"keypoints": triplets(17, conf=2), "bbox": [0, 0, 9, 9]}
+    images = [{"id": 7, "file_name": "beach.jpg"}, {"id": 8, "file_name": "COCO_val2014_000000000008.jpg"}]
+    path = save({"images": images, "annotations": [{"image_id": 7, **person}, {"image_id": 8, **person}]})
+    for other in ("holiday/IMG_0007.jpg", "7.jpg"):
+        with pytest.raises(InputError, match="nothing about the image"):
+            read_keypoints(path, other)
+    for image in (7, "7", "beach.png", "000000000008.jpg"):
+        assert len(read_keypoints(path, image)) == 1
+
+
+def test_a_file_of_no_images_has_no_people(save):
+    assert len(read_keypoints(save({"annotations": []}))) == 0
+
+
+@pytest.mark.parametrize("joints", [BODY18, MPII16, HALPE26, JointSet("own", ("nose", "tail"), (-1, -1))])
+def test_other_joints_stand_beside_cocos(save, joints):
+    torch.manual_seed(0)
+    found = Keypoints2D(100 * torch.rand(2, len(joints), 2), torch.rand(2, len(joints)), joints)
+    boxes = Boxes(torch.tensor([[0.0, 0, 9, 9]] * 2), torch.ones(2))
+    entries = coco_results(Detections(found, boxes), "a.jpg")
+    back = read_keypoints(save(entries)).keypoints
+    assert back.joints.names == joints.names and (back.joints is joints or joints.name == "own")
+    torch.testing.assert_close(back.xy, found.xy, atol=1e-3, rtol=0)
+    for entry in entries:
+        del entry["points"]
+    coco, expected = read_keypoints(save(entries)).keypoints, found.convert(COCO17)
+    assert coco.joints is COCO17
+    torch.testing.assert_close(coco.xy, expected.xy, atol=1e-3, rtol=0)
+    torch.testing.assert_close(coco.conf, expected.conf, atol=1e-3, rtol=0)
+
+
 # ---- what is wrong is named ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("content", "says"),
@@ -128,6 +163,14 @@ def test_coco_annotations(save):
         ([result(1, bbox=[1, 2])], r"\[0\].bbox"),
         ([result(1, score="high")], r"\[0\].score is 'high'"),
         ({"annotations": 3}, "annotations is 3"),
+        ([result([1])], r"\[0\].image_id is a list of 1"),
+        ({"annotations": [{"image_id": {}}]}, r"annotations\[0\].image_id is an object"),
+        ({"images": [{"id": [1]}], "annotations": []}, r"images\[0\].id is a list of 1"),
+        ([result(1, score=10**400)], r"\[0\].score"),
+        ([{"image_id": 1, "keypoints": [1e39] * 51}], "not a list of finite numbers"),
+        ("[" + "1" * 5000 + "]", "not a JSON file"),
+        ([result(1, joint_names=["a", "a"], points=triplets(2))], r"\[0\].joint_names are not names"),
+        ([result(1, joint_names=["a", "b"], points=triplets(3))], r"\[0\].points has 9 numbers"),
     ],
 )  # fmt: skip
 def test_errors_name_file_and_key(save, content, says):

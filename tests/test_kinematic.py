@@ -1,6 +1,7 @@
 """The skeleton fit: derivatives against automatic differentiation, exact poses given back, jitter less and no lag."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,6 +158,51 @@ def test_a_skeleton_from_noisy_poses():
     )
 
 
+@pytest.mark.parametrize("joint", ["left_wrist", "left_elbow"])
+def test_what_is_unknown_may_hold_anything(joint):
+    """An elbow that is not known leaves its wrist without a place in 3D, but not in the photo."""
+    local, image = seen(walk(4), 0, 0)
+    conf = local.conf.clone()
+    conf[1:, MUPOTS17.index(joint)] = 0
+    camera, found = CAMERA.map(lambda a: a.double()), []
+    for value in (math.nan, 0.0, 7.0):
+        xyz, xy, no = local.xyz.clone(), image.xy.clone(), conf.clone()
+        xyz[1:, MUPOTS17.index(joint)] = xy[1:, MUPOTS17.index(joint)] = value
+        if math.isnan(value):
+            no[1:, MUPOTS17.index(joint)] = value
+        hidden = Keypoints3D(xyz, no, MUPOTS17, "root"), Keypoints2D(xy, no, MUPOTS17)
+        fitted = fit_skeleton(*hidden, camera, SKELETON)
+        assert torch.equal(fitted.conf, conf)
+        found.append(fitted.xyz)
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[0], found[2], atol=1e-4, rtol=0)
+    others = [i for i in range(len(MUPOTS17)) if i != MUPOTS17.index(joint)]
+    assert (found[0] - walk(4)).norm(dim=-1)[:, others].mean() < 0.04
+
+
+def test_bones_are_measured_where_both_ends_are_known():
+    """A wrist that is somewhere else in four of six frames, where it is not known."""
+    poses = walk(6)
+    conf = torch.ones(poses.shape[:2])
+    wrist = MUPOTS17.index("left_wrist")
+    poses[:4, wrist] = torch.tensor([[1.0], [2.0], [math.nan], [-1.0]])
+    conf[:4, wrist] = 0
+    length = lambda skeleton: (skeleton.rest[wrist] - skeleton.rest[MUPOTS17.index("left_elbow")]).norm().item()
+    true = length(SKELETON)
+    assert length(Skeleton.of(poses, MUPOTS17, conf)) == pytest.approx(true, rel=0.01)
+    conf[5, wrist] = 0  # known in a single frame
+    assert length(Skeleton.of(poses, MUPOTS17, conf)) == pytest.approx(true, rel=0.01)
+    assert length(Skeleton.of(poses[4:5], MUPOTS17)) == pytest.approx(true, rel=1e-6)
+    conf[:, wrist] = 0
+    with pytest.raises(InputError, match="not known in any frame have no length; give a skeleton: left_wrist"):
+        Skeleton.of(poses, MUPOTS17, conf)
+
+
+def test_no_frames_are_no_error():
+    local, image = seen(walk(2), 0, 0)
+    assert fit_skeleton(local[:0], image[:0], CAMERA).xyz.shape == (0, len(MUPOTS17), 3)
+
+
 def test_what_does_not_fit_is_said():
     local, image = seen(walk(3), 0, 0)
     with pytest.raises(InputError, match="the same joints of the same frames are needed"):
@@ -164,3 +210,5 @@ def test_what_does_not_fit_is_said():
     mirrored = Keypoints2D(-image.xy + 2 * torch.tensor([959.5, 539.5]), image.conf, MUPOTS17)
     with pytest.raises(InputError, match="behind the camera"):
         fit_skeleton(local, mirrored, CAMERA.map(lambda a: a.double()))
+    with pytest.raises(InputError, match="camera's own frame"):
+        fit_skeleton(local, image, replace(CAMERA, t=torch.tensor([0.0, 0.0, 1.0])))

@@ -1,6 +1,7 @@
 """Online distillation, on photos of coloured dots."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -106,6 +107,8 @@ def test_a_branch_alone_is_the_plain_network(kind):
         assert torch.equal(alone(image)[-1], stages[last])
         plain.load_state_dict(net.net.state(branch))
         assert torch.equal(plain.eval()(net.normalise(image))[-1], stages[last])
+    assert not any(part.training for part in alone.modules())
+    assert all(part.training for part in deployed(net.train(), 0).modules())
     parameters = lambda module: sum(p.numel() for p in module.parameters())
     assert parameters(alone) == parameters(plain) < parameters(net) / (count - 0.8)
 
@@ -134,7 +137,10 @@ def run(tmp_path_factory) -> OKDHPRun:
 def test_the_ensemble_is_as_good_as_its_branches(run, tmp_path):
     task = cpu(run)
     log = train_task(task, run.plan, tmp_path, cpu=True)
-    assert log[0]["distillation"] < log[4]["distillation"] * 10
+    # By itself it falls in every epoch, as branches come to agree; its weight rises faster.
+    alike = [row["distillation"] / ramp(epoch, 6) for epoch, row in enumerate(log)]
+    assert all(later < 1.1 * earlier for earlier, later in pairwise(alike)) and alike[-1] < 0.5 * alike[0]
+    assert log[0]["distillation"] < 0.5 * log[6]["distillation"]
     names = [f"branch {i}: 1 - PCK@0.2" for i in range(3)]
     assert all(name in log[-1] for name in names)
     batch = next(task.pose.batches(0, torch.Generator().manual_seed(0)))

@@ -1,14 +1,17 @@
 """Training of direct regressors: data, movements of crops and poses, what each small network can learn, runs that go on."""
 
 import math
+import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
-from body3d.augment import Augmentation
+from body3d.augment import Augmentation, Colours
 from body3d.crop import apply, invert
 from body3d.datasets.mocap import HELD_OUT_SUBJECTS
 from body3d.datasets.people import People
@@ -17,13 +20,25 @@ from body3d.errors import InputError
 from body3d.learn import pose3d_data
 from body3d.learn.configs import read_config
 from body3d.learn.crops import PhotoSet, compose
-from body3d.learn.pose3d import RegressRun, RegressTask, begin, crop_views_of, moved, mpjpe_figures
+from body3d.learn.loading import load_crops
+from body3d.learn.pose3d import (
+    CROP_TRAINING,
+    RENDERED_TRAINING,
+    ROOT_TRAINING,
+    RegressRun,
+    RegressTask,
+    begin,
+    crop_views_of,
+    moved,
+    mpjpe_figures,
+)
 from body3d.learn.pose3d_data import Mixed, MPIINF3DHPPhotos, People3D, RenderedScenes
 from body3d.learn.pose3d_scenes import SceneRun, SceneTask, _there, matched
 from body3d.nets.efficientnet_lite import LitePyramid
 from body3d.nets.small import SmallTrunk
 from body3d.nets3d import builders, mppe, regressors
 from body3d.nets3d.builders import posenet_lite
+from body3d.nets3d.orpm import ORPMMaps
 from body3d.nets3d.regressors import Regressed, Regressor, RootFinder, crop_views, placed
 from body3d.skeletons import COCO17, H36M17, MPI_INF_3DHP28, MPPE18, MUPOTS17, MUPOTS21
 from body3d.train import Plan, read_checkpoint, train, weights_in
@@ -234,6 +249,24 @@ def test_orpm_learns_location_maps(people):
         assert total(task, batch).item() < 0.6 * before
 
 
+def test_joints_that_a_set_does_not_have_are_not_taught_to_be_absent(people):
+    crown = H36M17.index("head_top")
+    conf, visible = people.conf.clone(), people.visible.clone()
+    conf[:, crown], visible[:, crown] = 0, False
+    flat = replace(people, conf=conf, visible=visible, has_depth=torch.zeros(len(people), dtype=torch.bool))
+    net = builders.orpm_lite(H36M17)
+    task = SceneTask(net, [people, flat], people, 2, replace(STILL, flip=1.0), steps=1)
+    (batch,) = task.batches(0, torch.Generator().manual_seed(0))
+    raw = ORPMMaps(*(torch.rand_like(m).requires_grad_() for m in batch.maps))
+    task.net.loss(raw, *batch[1:])["heat"].backward()
+    task.net.loss(raw, *batch[1:])["fields"].backward()
+    assert raw.heat.grad is not None and raw.fields.grad is not None
+    unknown = [b for b, bone in enumerate(H36M17.bones) if crown in bone]
+    assert raw.heat.grad[0].flatten(1).any(1).all() and raw.fields.grad[0].flatten(1).any(1).all()
+    assert raw.heat.grad[1].flatten(1).any(1).logical_not().nonzero().tolist() == [[crown]]
+    assert raw.fields.grad[1].flatten(1).any(1).logical_not().nonzero()[:, 0].tolist() == unknown
+
+
 def test_2d_photos_teach_no_depth(people):
     """Half of a batch is of the second set; its 3D may be anything."""
     photos = replace(people, xyz=people.xyz + 7.0, has_depth=torch.zeros(len(people), dtype=torch.bool))
@@ -279,11 +312,25 @@ def test_scenes_are_rendered_once_and_a_killed_rendering_goes_on(poses, monkeypa
     monkeypatch.setattr(Synthetic, "scene", lambda *_: pytest.fail("rendered again"))
     few = replace(TINY, count=2).training(poses)[0]
     assert len(few.photos) == 2 and few.of.max() < 2
-    files[0].write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"0000000.npz is not a file of rendered scenes"):
+    files[0].write_bytes(files[0].read_bytes()[: files[0].stat().st_size // 2])
+    with pytest.raises(InputError, match=r"0000000.npz cannot be read as a file of rendered scenes .* delete it"):
         TINY.training(poses)
     with pytest.raises(InputError, match=r"scripts/retarget_mocap.py"):
         TINY.training(poses.parent / "none.npz")
+
+
+def test_opening_scenes_takes_little_more_memory_than_their_images(poses, monkeypatch):
+    monkeypatch.setattr(pose3d_data, "CHUNK", 1)
+    made = replace(TINY, count=1).training(poses)[0]
+    first = next(poses.parent.glob("synthetic/h36m17*/*.npz"))
+    for i in range(1, 20):
+        shutil.copy(first, first.with_name(f"{i:07d}.npz"))
+    tracemalloc.start()
+    many = replace(TINY, count=20).training(poses)[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    images = np.asarray(many.photos)
+    assert (images == np.asarray(made.photos)).all() and peak < 1.4 * images.nbytes
 
 
 def test_a_run_resumes_to_the_same_weights_and_says_what_it_is(poses, tmp_path):
@@ -310,6 +357,9 @@ def test_a_run_resumes_to_the_same_weights_and_says_what_it_is(poses, tmp_path):
     for kept in ("best.pt", "last.pt"):
         again = posenet_lite()
         begin(again, tmp_path / "full" / kept)
+        assert not any(
+            p.requires_grad for name, p in again.named_parameters() if "_conv_stem" in name
+        )  # begun, so frozen
         found = weights_in(read_checkpoint(tmp_path / "full" / kept))
         assert all(torch.equal(v, found[k]) for k, v in again.state_dict().items() if isinstance(v, torch.Tensor))
     with pytest.raises(InputError, match="DconvMP has no trunk"):
@@ -325,6 +375,15 @@ def test_a_run_resumes_to_the_same_weights_and_says_what_it_is(poses, tmp_path):
         begin(posenet_lite(), tmp_path / "resnet.pth")
     with pytest.raises(InputError, match="DconvMP has no trunk"):
         begin(crop_net("dconvmp_112"), tmp_path / "resnet.pth")
+
+
+@pytest.mark.parametrize(
+    "run", [RegressRun(TINY, posenet_lite, Plan(1, 1e-3), 2), SceneRun(TINY, builders.orpm_lite, Plan(1, 1e-3), 2)]
+)
+def test_nothing_is_rendered_for_a_start_that_is_not_there(poses, tmp_path, monkeypatch, run):
+    monkeypatch.setattr(Synthetic, "scene", lambda *_: pytest.fail("rendered"))
+    with pytest.raises(InputError, match=r"none.pt: there is no such checkpoint"):
+        replace(run, start=tmp_path / "none.pt").task(poses, CPU)
 
 
 def test_joints_and_shares_must_fit(people):
@@ -360,6 +419,37 @@ def test_2d_sets_come_in_the_networks_joints(poses, tmp_path):
     )
     assert photos.conf[0, MPPE18.index("head_top")] == 0
     assert photos.photos[int(photos.of[1])].shape == (60, 80, 3)
+    assert photos.size.tolist() == 2 * [[60, 80]]
+    # The whole photo is in the middle of an image of 160 x 160: 120 of its rows, all of its columns.
+    source = replace(source, joints=MUPOTS17)
+    rendered, photos = source.training(poses)
+    task = SceneTask(builders.orpm_lite(MUPOTS17), [rendered, photos], rendered, 2, STILL, steps=1)
+    (batch,) = task.batches(0, torch.Generator().manual_seed(0))
+    shown = batch.image[1, 0] > 0.2
+    assert shown.any(1).nonzero()[[0, -1], 0].tolist() == [20, 139] and shown.any(0).all()
+
+
+class Missing(Dataset):
+    def __getitem__(self, asked):
+        raise InputError("photo.jpg: there is no such photo")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_in_another_process_is_one_line(workers):
+    crops = load_crops(Missing(), torch.zeros(1).long(), torch.zeros(1, 2, 3), 1, workers)
+    with pytest.raises(InputError, match="^photo.jpg: there is no such photo$"):
+        next(crops)
+
+
+def test_colours_of_the_trainings():
+    """3DMPPE's: each channel by its own factor of 0.8 to 1.2 and nothing else."""
+    image = torch.rand(50, 3, 4, 4) * 0.8
+    assert CROP_TRAINING.colours is not None and CROP_TRAINING.colours == ROOT_TRAINING.colours
+    factor = CROP_TRAINING.colours(image, torch.Generator().manual_seed(0)) / image
+    assert ((factor - factor[..., :1, :1]).abs() < 1e-4).all()
+    factor = factor[..., 0, 0]
+    assert 0.8 <= factor.min() < 0.82 and 1.18 < factor.max() <= 1.2 and (factor[:, 0] - factor[:, 1]).abs().max() > 0.2
+    assert RENDERED_TRAINING.colours == Colours()
 
 
 def test_human36m_as_3dmppe_lays_it_out(tmp_path):
@@ -412,6 +502,7 @@ def test_mpi_inf_3dhp_frames_belong_to_their_cameras(tmp_path, monkeypatch):
         ("synthetic_volumetric", "volumetric_lite", H36M17),
         ("synthetic_mppe_posenet", "posenet_lite", H36M17),
         ("synthetic_mppe_rootnet", "rootnet_lite", H36M17),
+        ("synthetic_lspet_mppe_posenet", "posenet_lite", H36M17),
         ("synthetic_dconvmp", "dconvmp_112", H36M17),
         ("synthetic_dconvmp_detection", "dconvmp_112", H36M17),
         ("synthetic_dconvmp_regression", "dconvmp_112", H36M17),
@@ -431,6 +522,12 @@ def test_configs_build_their_networks(name, net, joints):
     with torch.device("meta"):
         built = run.net(run.joints)
     assert built.name == net and built.joints == run.joints == joints
+    if isinstance(run.start, Path):  # where the training of another config puts it
+        assert (
+            run.start.parts[0] == "runs"
+            and (CONFIGS / f"{run.start.parts[1]}.py").is_file()
+            and len(run.start.parts) == 3
+        )
     if isinstance(run.data, Mixed):
         assert run.data.joints == joints and run.batch % 2 == 0
     assert (run.augment.scale > 0) != name.endswith("rootnet")

@@ -220,6 +220,10 @@ def test_at_first_nothing_is_corrected_and_the_base_stays():
     assert all(torch.equal(value, before[key]) for key, value in scai.base.state_dict().items())
     seen = adapt(net, torch.rand(2, 3, *SIZE), steps=1)
     assert seen.xy.shape == (2, 14, 2) and seen.xy.isfinite().all()
+    with pytest.raises(InputError, match="sees crops of 64 x 64 pixels .height x width., got 128 x 128"):
+        adapt(net, torch.rand(1, 3, 128, 128))
+    with pytest.raises(InputError, match="maps of 16 x 16 cells cannot be halved 5 times: take a smaller depth"):
+        correctable(base, width=8, depth=5)(torch.rand(1, 3, *SIZE))
     with pytest.raises(InputError, match="Headed cannot be adapted"):
         adapt(base, torch.rand(1, 3, *SIZE))
     with pytest.raises(InputError, match="SCAI corrects heat maps, which SimCC does not read"):

@@ -2,6 +2,7 @@
 fits against L-BFGS on the same objective, and the standard deviations against closed forms and samples."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +19,9 @@ from body3d.fit.jacobian import PointJacobian, left_jacobian
 from body3d.fit.lm import Quadratic, levenberg_marquardt
 from body3d.fit.problem import Problem, Trust
 from body3d.fit.residuals import projection_jacobian
-from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
+from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit_keypoints
 from body3d.fit.starts import facing
-from body3d.fit.uncertainty import INDEPENDENT, NATURAL, mixed, uncertainty
+from body3d.fit.uncertainty import INDEPENDENT, NATURAL, Uncertainty, mixed, uncertainty
 from body3d.fit.unknowns import Unknowns
 from body3d.geometry import align
 from body3d.skeletons import COCO_WHOLEBODY133
@@ -253,8 +254,8 @@ def test_both_solvers_find_the_same_minimum():
     conf[:, 23:] = 0  # L-BFGS takes long over hands and faces
     keypoints = replace(keypoints, conf=conf)
     options = Options(iterations=200, last_iterations=400, yaws=2, trust=Trust(usual_residual=None), exchange=False)
-    ours = fit(model, keypoints, CAMERA, world, options=options)
-    theirs = fit(model, keypoints, CAMERA, world, options=replace(options, solver="lbfgs"))
+    ours = fit_keypoints(model, keypoints, CAMERA, world, options=options)
+    theirs = fit_keypoints(model, keypoints, CAMERA, world, options=replace(options, solver="lbfgs"))
     for a, b in zip(ours, theirs, strict=True):
         assert sum(a.terms.values()) == pytest.approx(sum(b.terms.values()), rel=0.03)
         difference = a.body.joints.xyz[:22] - b.body.joints.xyz[:22]
@@ -275,9 +276,9 @@ def test_from_the_same_start_the_cost_is_no_higher():
 
 def test_people_do_not_depend_on_each_other():
     model, _, _, keypoints, world = people()
-    together = fit(model, keypoints, CAMERA, world)
+    together = fit_keypoints(model, keypoints, CAMERA, world)
     for n in range(2):
-        alone = fit(model, keypoints[n : n + 1], CAMERA, world[n : n + 1])[0]
+        alone = fit_keypoints(model, keypoints[n : n + 1], CAMERA, world[n : n + 1])[0]
         difference = alone.body.joints.xyz - together[n].body.joints.xyz
         assert difference.norm(dim=-1).max() < 0.01  # single precision, and a tolerance to stop at
 
@@ -286,7 +287,7 @@ def test_what_no_keypoint_sees_stays_at_its_prior():
     model, _, _, keypoints, _ = people(1)
     conf = keypoints.conf.clone()
     conf[:, 23:] = 0  # hands and face
-    result = fit(model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA)[0]
+    result = fit_keypoints(model, Keypoints2D(keypoints.xy, conf, keypoints.joints), CAMERA)[0]
     pose = dict(zip(model.joints.names, result.params.pose, strict=True))
     assert pose["jaw"].abs().max() == 0
     rest = model.hand_pose_from_pca(torch.zeros(1), "left")[0]
@@ -334,6 +335,20 @@ def test_two_solutions_of_equal_cost_are_as_unsure_as_they_are_apart():
     torch.testing.assert_close(row(100.0, 1e6).joints[0], each.joints[0])
 
 
+def test_rotations_on_either_side_of_half_a_turn_are_near():
+    """Two rows that face the camera, 0.1 rad apart the short way and 6.2 rad by their rotation vectors."""
+    model = BodyModel.open()
+    params = model.zero_params(2)
+    params.pose[:, 0, 1] = torch.tensor([math.pi - 0.05, 0.05 - math.pi])
+    sigma = params.map(lambda t: torch.full_like(t, 0.02))
+    joints = torch.zeros(2, len(model.joints), 3)
+    each = Uncertainty(sigma, joints, joints)
+    found = mixed(each, joints, params, torch.ones(2), SMPLIFYX_STAGES[-1], torch.tensor([0]), torch.tensor([[0, 1]]))
+    expected = torch.full_like(params.pose[:1], 0.02)
+    expected[0, 0, 1] = math.sqrt(0.02**2 + 0.1**2 / 2)
+    torch.testing.assert_close(found.params.pose, expected, atol=1e-6, rtol=1e-4)
+
+
 def test_an_unseen_arm_is_less_sure():
     problem, x = make_problem(1, height=None)
     stage, target = SMPLIFYX_STAGES[-1], target_of(problem, 1)
@@ -348,7 +363,7 @@ def test_an_unseen_arm_is_less_sure():
 
 def test_keypoints_without_noise_give_the_body_back():
     model, _, body, keypoints, world = people(3, seed=4)
-    for n, r in enumerate(fit(model, keypoints, CAMERA, world)):
+    for n, r in enumerate(fit_keypoints(model, keypoints, CAMERA, world)):
         ours, truth = r.body.joints.xyz[:22], body.joints.xyz[n, :22]
         assert (align(ours, truth) - truth).norm(dim=-1).mean() < 0.03
         assert keypoints.joints is COCO_WHOLEBODY133 and r.converged

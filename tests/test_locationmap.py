@@ -204,6 +204,28 @@ def test_where_a_pose_is_written():
     assert at("spine", "neck") and at("spine", "pelvis") and not at("spine", "left_ankle")
 
 
+def test_a_limb_is_read_at_its_outermost_valid_joint():
+    """Maps that hold their own column and row say where they were read."""
+    rows, columns = torch.meshgrid(torch.arange(45.0), torch.arange(80.0), indexing="ij")
+    location = torch.stack([columns, rows, torch.zeros(45, 80)]).expand(17, 3, 45, 80) / CODEC.unit
+    at = MUPOTS17.indices
+    xy = torch.stack([40.0 + 32 * torch.arange(17), 60.0 + 14 * torch.arange(17)], -1)[None]
+    cell = ((xy[0] + 0.5) / 8).floor()
+    conf = torch.ones(1, 17)
+
+    def read_at(limb: tuple[str, ...], place: str) -> bool:
+        expected = cell[at((place,))] - cell[at(("neck",))]  # where the root is read
+        got = CODEC.read(location, xy, conf, SCENE)[0][0]
+        return bool(((got[at(limb), :2] - expected).abs() < 1e-3).all())
+
+    arm = ("left_shoulder", "left_elbow", "left_wrist")
+    assert read_at(arm, "left_wrist") and read_at(("right_hip", "right_knee"), "right_ankle")
+    conf[:, at(("left_wrist",))] = 0
+    assert read_at(arm, "left_elbow")
+    conf[:, at(arm)] = 0
+    assert read_at(arm, "neck")
+
+
 def test_the_nearer_person_is_written():
     g = torch.Generator().manual_seed(2)
     far = stick_person(g, 0.0, 3.0)

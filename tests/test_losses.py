@@ -22,6 +22,7 @@ def test_maps_by_hand():
     assert joint_mse(pred, target, weight).item() == pytest.approx(0.5 * (5 + 0.25 * 2) / 2)
     assert ohkm_mse(pred, target, weight, 1).item() == 0.5 * 5
     assert ohkm_mse(pred, target, weight, 2).item() == joint_mse(pred, target, weight).item()
+    assert ohkm_mse(pred, target, weight, 8).item() == joint_mse(pred, target, weight).item()  # there are no more
 
 
 def test_only_the_hardest_joints_teach():

@@ -77,6 +77,9 @@ def test_joints_without_confidence_do_not_count_even_if_nan():
         m.mpjpe(bad, x, conf), torch.full((3,), 0.001, dtype=torch.float64)
     )  # 16 mm over 16 joints
     assert m.n_mpjpe(bad, x, conf).isfinite().all()
+    others = [j for j in range(17) if j != 4]
+    for a, b in ((bad, x), (x, bad)):
+        torch.testing.assert_close(m.pa_mpjpe(a, b, conf), m.pa_mpjpe(a[:, others], b[:, others]))
 
 
 def test_velocity_and_acceleration_by_hand():
@@ -104,9 +107,11 @@ def test_root_average_precision_by_hand():
 
 def test_a_person_not_found_counts_as_wrong():
     truth = poses(2).float() + torch.tensor([[[0.0, 0, 3]], [[2, 0, 4]]])
-    absolute, relative, matched = p3.pck3d_abs_rel(truth[:1] + torch.tensor([0, 0, 0.2]), truth, root=0)
+    absolute, relative, matched = p3.correct_people(truth[1:] + torch.tensor([0, 0, 0.2]), truth, root=0)
     # One of two found, all its joints 20 cm too deep: right relative to the root, wrong in space.
-    assert (absolute, relative, matched) == (0.0, 0.5, 1.0)
+    assert not absolute.any()
+    assert relative.all(1).tolist() == matched.tolist() == [False, True] and not relative[0].any()
+    assert not any(x.any() for x in p3.correct_people(truth[:0], truth, root=0))
 
 
 def test_pck_and_pcp_by_hand():

@@ -109,7 +109,7 @@ def test_a_person_has_one_name_in_every_source(shared):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quat": None}, "lacks quat"),
+        ({"quat": None}, "has no 'quat'"),
         ({"clip_len": np.array([4, 60])}, "claims frames 4 to 64 of 10"),
         ({"clip_ids": np.array(["02_01", "x"])}, "no clip '02_02'"),
         ({"quat": np.array([object()])}, "cannot be read"),
@@ -131,9 +131,24 @@ def test_wrong_folders_say_what_is_wrong(tmp_path):
     (tmp_path / "index.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="lacks the column"):
         clip_index(tmp_path)
-    (tmp_path / "broken.npz").write_text("not a zip")
-    with pytest.raises(InputError, match=r"broken\.npz cannot be read"):
-        read_clip(ClipInfo("a", "b", "c", "d", "e", 1, tmp_path / "broken.npz"))
+    whole = write_folder(tmp_path) / "cmu_dm_s002.npz"
+    (tmp_path / "array.npz").mkdir()
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name, content in (
+        ("text", b"not a zip"),
+        ("empty", b""),
+        ("cut", whole.read_bytes()[:900]),
+        ("npy", (tmp_path / "array.npy").read_bytes()),
+    ):
+        (tmp_path / f"{name}.npz").write_bytes(content)
+    for name in ("text", "empty", "cut", "npy", "array"):
+        with pytest.raises(InputError, match=rf"{name}\.npz cannot be read"):
+            read_clip(ClipInfo("a", "b", "c", "d", "e", 1, tmp_path / f"{name}.npz"))
+    lines = (tmp_path / "index.csv").read_text().splitlines()
+    for rows in (lines[1].replace(",4,", ",,"), "cmudm002,02_01", "\xff\xfe"):
+        (tmp_path / "index.csv").write_bytes(f"{lines[0]}\n{rows}\n".encode("latin1"))
+        with pytest.raises(InputError, match=r"index\.csv is not a whole list of clips"):
+            clip_index(tmp_path)
 
 
 def test_shortest_rotation_turns_one_direction_into_the_other_and_no_more():

@@ -12,6 +12,7 @@ from body3d.checkpoints import read_published
 from body3d.codecs.locationmap import LocationMap, LocationMaps, RedundantMap
 from body3d.errors import InputError
 from body3d.nets3d import dconvmp, mppe, orpm, vnect, volumetric
+from body3d.nets3d.regressors import SceneRegressor, scene_views
 from body3d.skeletons import H36M17, MPPE18, MUPOTS17, MUPOTS21
 
 K = torch.tensor([[1145.0, 0, 512.5], [0, 1143.8, 515.4], [0, 0, 1]])
@@ -353,6 +354,28 @@ def test_people_are_put_together_from_planted_maps():
     assert told_apart >= 10
 
 
+def test_joints_that_were_not_found_lie_where_their_3d_is_seen():
+    """And everybody stands where the root is said to be."""
+    xyz, xy, seen, heat, fields, _ = planted(next(seed for seed in range(40) if planted(seed)[-1]))
+    location, _ = RedundantMap().target(xy, xyz, SCENE, CELLS)
+    maps = orpm.ORPMMaps(heat[None], fields[None], location[None])
+
+    class Planted(SceneRegressor):
+        def forward(self, image):
+            return maps
+
+    net = Planted("planted", orpm.orpm_lite(), RedundantMap(), SCENE, 8, 1.0)
+    K = torch.tensor([[[500.0, 0, 319.5], [0, 500, 179.5], [0, 0, 1]]])
+    found = net.regress(torch.zeros(1, 3, *SCENE), scene_views(K, torch.tensor([SCENE]).float(), SCENE))[0]
+    pelvis = MUPOTS17.index("pelvis")
+    assert found.xyz[:, pelvis].abs().max() == 0
+    missing = found.conf == 0
+    assert missing.sum() == (~seen).sum() == 1
+    uvw = (found.xyz + found.root[:, None]) @ K[0].mT
+    torch.testing.assert_close((uvw[..., :2] / uvw[..., 2:])[missing], found.xy[missing])
+    assert (found.xy[missing] - xy[~seen]).norm() < 10
+
+
 def test_fields():
     xy = torch.tensor([[[100.0, 80.0]] * 17])
     xy[0, MUPOTS17.index("left_knee")] = torch.tensor([300.0, 80.0])
@@ -429,7 +452,7 @@ def test_it_learns_rendered_figures_in_both_ways():
             optimizer = torch.optim.Adam(net.parameters(), 1e-3)
             for _ in range(count):
                 optimizer.zero_grad()
-                dconvmp.loss(net(images), target.encode(poses), held, weight, phase).backward()
+                dconvmp.loss(net(images), target.encode(poses), held, weight, weight, phase).backward()
                 optimizer.step()
             if phase.regression == 0:  # detection alone has changed the trunk and left the other head as it was
                 same = {key: torch.equal(value, before[key]) for key, value in net.state_dict().items()}

@@ -262,6 +262,11 @@ def test_costs_are_those_counted():
     assert mine.last_token(7) > mine.last_token(6)
 
 
+def test_where_nothing_is_left_the_penalty_is_zero_on_the_networks_device():
+    assert Penalty({}, 1.0)(torch.nn.Linear(1, 1)).item() == 0
+    assert Penalty({}, 1.0)(torch.nn.Linear(1, 1, device="meta")).device.type == "meta"
+
+
 def test_the_penalty_is_by_what_is_saved():
     """Its slope at a scale is what would be saved without that channel, in units of the mean."""
     net = small()

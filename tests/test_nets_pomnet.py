@@ -131,6 +131,8 @@ def test_marks_are_bumps_where_they_are_said(settled):
     assert support.known[0, 0].tolist() == [1, 0]  # the other one is not on the photo
     with pytest.raises(InputError, match="sees crops of 64 x 64 pixels .height x width., got 32 x 48"):
         settled.support(torch.zeros(1, 1, 3, 32, 48).double(), xy, torch.ones(1, 1, 2).double())
+    with pytest.raises(InputError, match="sees crops of 64 x 64 pixels .height x width., got 128 x 128"):
+        settled.predict(torch.zeros(1, 3, 128, 128).double(), support)
 
 
 def test_every_published_weight_learns():

@@ -2,22 +2,30 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from test_collision import CASES, posed
 
+from body3d.body.definitions import MEDIAPIPE_ON_BODY
 from body3d.body.model import BodyModel
+from body3d.body.priors import MaxMixturePrior
 from body3d.camera import Camera
 from body3d.commands import fit as command
 from body3d.errors import InputError
-from body3d.fit.photos import COMMON, focal_costs, to_common
+from body3d.fit.checks import cleaned
+from body3d.fit.findings import measured
+from body3d.fit.inside import inspected
+from body3d.fit.photos import COMMON, FOCALS, focal_costs, in_photo, to_common
 from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options
-from body3d.pipeline import How, Seen, _model_files, fit_seen, load_bodies
-from body3d.skeletons import COCO_WHOLEBODY133, JointSet
-from body3d.types import BodyParams, Boxes, Detections, Keypoints2D
+from body3d.pipeline import How, Seen, _cleaned, _model_files, _said_in, _searched, fit_seen, load_bodies
+from body3d.skeletons import COCO17, COCO_WHOLEBODY133, JointSet
+from body3d.types import BodyParams, Boxes, Detections, FitResult, Keypoints2D
 
 FEET23 = JointSet("feet23", COCO_WHOLEBODY133.names[:23], COCO_WHOLEBODY133.parents[:23])
 QUICK = How(options=Options(stages=SMPLIFYX_STAGES[2:4], yaws=2), lifter=False, collisions=False)
@@ -88,6 +96,86 @@ def test_people_of_different_photos_come_out_as_if_each_were_alone(model):
     assert 1.0 < person.reprojection_px < 15.0
 
 
+def result_of(model: BodyModel, params: BodyParams, camera: Camera, joints: JointSet = COCO17) -> FitResult:
+    """A fit to the very points of a body."""
+    body = model(params)
+    keypoints = Keypoints2D(camera.project(body.joints.xyz[model.keypoints.indices(joints.names)]),
+                            torch.ones(len(joints)), joints)  # fmt: skip
+    return FitResult(
+        params, camera, keypoints, body, {}, 0.0, 1, True, None, 0.0, pulled=joints.names, person_px=300.0,
+        unexplained=("nose",), warnings=("a note", "keypoints that the body cannot reach: nose"),
+    )  # fmt: skip
+
+
+def test_what_is_said_of_a_body_that_was_moved_apart_is_of_where_it_is_then(model):
+    params = posed(model, **CASES["hand in the belly"])
+    params = replace(params, transl=torch.tensor([0.0, 0.0, 4.0]))
+    before = result_of(model, params, Camera.pinhole(700.0, (480, 640)))
+    after = inspected(before, model, apart=True)
+    points = after.body.joints.xyz[model.keypoints.indices(COCO17.names)]
+    off = dict(
+        zip(COCO17.names, (after.camera.project(points) - before.keypoints.xy).norm(dim=-1).tolist(), strict=True)
+    )
+    assert after.limb_px["left arm"] == pytest.approx(
+        sorted(off[f"left_{n}"] for n in ("shoulder", "elbow", "wrist"))[1]
+    )
+    assert max(off.values()) > 5
+    hips = ("left_hip", "right_hip")  # which do not pull
+    assert after.reprojection_px == pytest.approx(
+        float(np.median([v for n, v in off.items() if n not in hips])), abs=1e-4
+    )
+    assert after.unexplained == tuple(n for n, v in off.items() if v > 3 * 0.02 * 300)
+    assert after.warnings[0] == "a note" and not any("reach: nose" in w for w in after.warnings)
+    untouched = inspected(before, model, apart=False)
+    assert untouched.unexplained == ("nose",) and untouched.warnings[:2] == before.warnings
+    # Arms whose left and right were taken for each other are compared so.
+    small = measured(replace(before, person_px=0.01, exchanged="arms"), {n: {n: 1.0} for n in COCO17.names}, model)
+    assert {"left_wrist", "right_elbow"} <= set(small.unexplained) and "left_knee" not in small.unexplained
+    assert any("cannot reach: " in w for w in small.warnings)
+
+
+def test_a_fit_in_the_common_camera_is_said_in_the_photos_pixels(model):
+    params = replace(model.zero_params(), transl=torch.tensor([0.0, 0.0, 4.0]))
+    common = replace(result_of(model, params, COMMON), reprojection_px=30.0, limb_px={"left arm": 20.0})
+    camera = Camera.pinhole(500.0, (480, 640))
+    said = in_photo(common, camera, common.keypoints, ("of the photo", "a note"))
+    assert (said.reprojection_px, said.limb_px, said.person_px) == (15.0, {"left arm": 10.0}, 150.0)
+    assert said.warnings == ("of the photo", "a note", "keypoints that the body cannot reach: nose")
+
+
+def test_far_outside_is_told_by_the_photo(model):
+    """Of a photo 135 degrees wide the left edge is as good as the right one; what no photo shows is left out by each."""
+    camera = Camera.guess((480, 640), fov=135.0)
+    seen = photo(model, standing(model, 1), camera)
+    xy = seen.detections.keypoints.xy.clone()
+    nose, wrist = FEET23.index("nose"), FEET23.index("left_wrist")
+    xy[0, nose], xy[0, wrist] = torch.tensor([5.0, 240.0]), torch.tensor([2500.0, 240.0])
+    keypoints = replace(seen.detections.keypoints, xy=xy)
+    seen = _cleaned(replace(seen, detections=replace(seen.detections, keypoints=keypoints)), model)
+    conf = seen.detections.keypoints.conf[0]
+    assert conf[nose] == 1 and conf[wrist] == 0
+    again, notes = cleaned(to_common(seen.detections.keypoints, camera), COMMON, model)
+    assert notes == [[]] and torch.equal(again.conf[0], conf)
+    note = "keypoints far outside the image were left out: left_wrist"
+    assert seen.notes == ((note,),)
+    assert note in _said_in(seen, 0, result_of(model, standing(model, 1)[0], COMMON)).warnings
+
+
+def test_the_search_for_a_focal_length_knows_what_the_fit_knows(model, monkeypatch):
+    asked = []
+
+    def costs(*given):
+        asked.append(given)
+        return torch.tensor([2.0, 1.0, *[3.0] * (len(FOCALS) - 2)])
+
+    monkeypatch.setattr("body3d.pipeline.focal_costs", costs)
+    seen = photo(model, standing(model, 2), Camera.pinhole(700.0, (480, 640)), "guess: 1.2 × the longer side")
+    seen, prior = replace(seen, on_body=MEDIAPIPE_ON_BODY), MaxMixturePrior.shipped()
+    found = _searched(seen, {"neutral": model}, replace(QUICK, prior=prior, height=1.8))
+    assert asked[0][4:] == (QUICK.options, prior, MEDIAPIPE_ON_BODY, 1.8)
+    assert found.camera.K[0, 0] == pytest.approx(FOCALS[1] * 640)
+
+
 def test_a_wrong_focal_length_costs_more(model):
     """Of near people, in whom perspective shows, the true one costs least; the search takes the cheapest."""
     truth = 1.2 * 640
@@ -123,6 +211,8 @@ def test_which_files_are_of_which_gender(tmp_path):
         "SMPLX_MALE.npz",
         "SMPLX_FEMALE.npz",
         "basicModel_f_lbs_10_207_0_v1.0.0.pkl",
+        "basicModel_neutral_lbs_10_207_0_v1.0.0.pkl",
+        "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl",
         "notes.txt",
     )
     for name in names:
@@ -131,6 +221,10 @@ def test_which_files_are_of_which_gender(tmp_path):
     assert of("smplx", "male") == ["SMPLX_MALE.npz"]
     assert of("smplx", "female") == ["SMPLX_FEMALE.npz"]
     assert of("smpl", "female") == ["basicModel_f_lbs_10_207_0_v1.0.0.pkl"]
+    assert of("smpl", "neutral") == [
+        "basicModel_neutral_lbs_10_207_0_v1.0.0.pkl",
+        "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl",
+    ]
     assert of("smpl", "male") == []
     with pytest.raises(InputError, match="the open body has one shape space for everybody"):
         load_bodies("open", None, "male")
@@ -172,6 +266,35 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         ({"at_once": 0}, "--at-once"),
         ({"height": 175.0}, "centimetres"),
         ({"max_people": 0}, "--max-people"),
+        ({"method": "smplify", "height": 1.7}, "--height is for --method body3d; smplify is as published"),
+        ({"method": "smplifyx", "solver": "lbfgs"}, "--solver is for --method body3d"),
     ):
         with pytest.raises(InputError, match=message):
             command.fit(command.Fit((Path("x.jpg"),), out=tmp_path / "out", **wrong))
+
+
+def test_an_openpose_file_is_of_one_photo(tmp_path):
+    """It does not say of which; a COCO file does."""
+    openpose, coco = tmp_path / "a.json", tmp_path / "coco.json"
+    openpose.write_text(json.dumps({"people": [{"pose_keypoints_2d": [10.0, 20.0, 1.0] * 25}]}))
+    coco.write_text(json.dumps([{"image_id": 1, "keypoints": [10.0, 20.0, 1.0] * 17}]))
+    photos = (Path("a.jpg"), Path("b.jpg"))
+    with pytest.raises(InputError, match="one OpenPose file belongs to one image"):
+        command.fit(command.Fit(photos, out=tmp_path / "out", keypoints=openpose))
+    for images, keypoints in ((photos[:1], openpose), (photos, coco), (photos, tmp_path / "nowhere.json")):
+        command._check(command.Fit(images, out=tmp_path / "out", keypoints=keypoints), images)
+
+
+def test_the_report_holds_the_command_as_it_was_typed(tmp_path, monkeypatch):
+    said = []
+
+    def write(done, folder, command):
+        said.append(command)
+        return {"seconds": {"detect": 0.0, "fit": 0.0, "write": 0.0}, "focal_source": "given"}
+
+    monkeypatch.setattr("body3d.results.write_results", write)
+    for program in ("body3d fit", "fit_smplx.py"):
+        name, *rest = program.split()
+        monkeypatch.setattr(sys, "argv", [f"/somewhere/{name}", *rest, "a.jpg"])
+        command._write(command.Fit(()), SimpleNamespace(people=[]), Path("a.jpg"), tmp_path)
+    assert said == ["body3d fit a.jpg", "fit_smplx.py a.jpg"]

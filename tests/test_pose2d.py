@@ -13,7 +13,7 @@ from torch import nn
 
 from body3d.augment import Augmentation, Colours, Cutout, HalfBody
 from body3d.cli import main
-from body3d.codecs import RLE, Heatmap, SimCC
+from body3d.codecs import RLE, Heatmap, SamplingArgmax, SimCC
 from body3d.commands.train import Train, train
 from body3d.commands.train_lifter import TrainLifter, train_lifter
 from body3d.crop import apply, crop_matrix, invert
@@ -29,10 +29,14 @@ from body3d.learn.configs import read_config
 from body3d.learn.crops import Crops, PhotoSet, compose, lspet, mpii
 from body3d.learn.pose2d import PoseRun, PoseTask, figures, layer_scales
 from body3d.metrics.oks import Person
+from body3d.nets.cpn import cpn_r50
+from body3d.nets.hourglass import StackedHourglass
+from body3d.nets.pct import PoseTokenizer, pct_on_trunk
 from body3d.nets.resnet import PoseResNet, ResNet
+from body3d.nets.rmpe import SymmetricNet, SymmetricPoseNet
 from body3d.nets.small import SmallTrunk, small
 from body3d.nets.vitpose import ViT, ViTPoseTrunk
-from body3d.posenet import PoseNet, on_trunk
+from body3d.posenet import PLAIN, PoseNet, on_trunk
 from body3d.skeletons import COCO17, LSP14, MPII16
 from body3d.train import Cosine, Plan, Steps, read_checkpoint
 from body3d.train import train as train_task
@@ -299,6 +303,37 @@ def test_a_tenth_of_the_photos_is_held_out_with_all_of_their_people(tmp_path):
     assert sorted(learnt + held_out) == list(range(40))
 
 
+def test_of_less_than_ten_photos_none_can_be_held_out(tmp_path):
+    draw(tmp_path, 9, 80, 4)
+    with pytest.raises(InputError, match="9 photos in .*: a tenth is held out, so at least ten are needed"):
+        PhotoSet(str(tmp_path), LSP14, packed).open(None)
+
+
+@pytest.mark.parametrize("down", [0.0, 0.1])
+def test_photos_are_kept_as_far_as_half_a_body_reaches(tmp_path, down):
+    """People with spread arms far from the photo's border: the middle of the upper half is high above that of the person."""
+    places = {
+        "ankle": (15, 95), "knee": (15, 50), "hip": (15, 5), "wrist": (95, -55), "elbow": (60, -55), "shoulder": (25, -55),
+        "neck": (0, -60), "top": (0, -95),
+    }  # fmt: skip
+    joints = np.ones((10, 14, 3), np.float32)
+    for k, name in enumerate(LSP14.names):
+        x, y = places[name.rpartition("_")[2]]
+        joints[:, k, :2] = 450 + np.array([-x if name.startswith("right") else x, y])
+    (tmp_path / "images").mkdir()
+    files = [f"im{i + 1:05d}.png" for i in range(10)]
+    for file in files:
+        cv2.imwrite(str(tmp_path / "images" / file), np.full((900, 900, 3), 200, np.uint8))
+    np.savez(tmp_path / "lspet.npz", image=np.array(files), joints=joints)
+    net = on_trunk(SmallTrunk((8,) * 4, (1,) * 4, 8), Heatmap(), LSP14, (128, 96))
+    run = eight(tmp_path, augment=Augmentation(half_body=HalfBody(chance=1.0)), net=lambda joints: net)
+    task = cpu(replace(run, data=replace(run.data, down=down)))
+    assert task.training._kept
+    for epoch in range(8):
+        (batch,) = task.batches(epoch, torch.Generator().manual_seed(epoch))
+        assert batch.image.min() > 0.7
+
+
 def test_people_without_joints_or_extent_are_left_out(tmp_path):
     joints = draw(tmp_path, 10, 80, 4)
     joints[0, :, 2] = 0  # nothing annotated
@@ -363,6 +398,41 @@ def test_unknown_joints_teach_nothing(photos, codec):
     torch.testing.assert_close(task.losses(batch)["loss"], net.loss(batch.image, everything))
 
 
+def symmetric(joints, size) -> PoseNet:
+    net = SymmetricNet(ResNet(BasicBlock, (1, 1, 1, 1)), StackedHourglass(1, len(joints), 16))
+    return SymmetricPoseNet(net, Heatmap(), joints, size, PLAIN)
+
+
+@pytest.mark.parametrize("build", [cpn_r50, symmetric], ids=["cpn", "symmetric"])
+def test_the_loss_is_the_networks_own(photos, build):
+    """Of networks whose outputs are not all taught alike, as the loop wraps them too."""
+    task = cpu(eight(photos, net=lambda joints: build(joints, size=SIZE), batch=4))
+    net = task.net.eval()
+    batch = next(task.batches(0, torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        own = net.loss(batch.image, batch.target)
+        torch.testing.assert_close(task.losses(batch)["loss"], own)
+        task.modules["net"] = nn.DataParallel(net)
+        torch.testing.assert_close(task.losses(batch)["loss"], own)
+
+
+def test_samples_are_drawn_more_sharply_from_epoch_to_epoch(photos):
+    trunk = lambda: SmallTrunk((8,) * 4, (1,) * 4, 8)
+    task = cpu(eight(photos, net=lambda joints: on_trunk(trunk(), SamplingArgmax(), joints, SIZE)))
+    net = task.net.eval()
+    for epoch, tau in ((0, 2.0), (10, 1.4), (30, 0.5)):
+        (batch,) = task.batches(epoch, torch.Generator().manual_seed(0))
+        expected = []
+        with torch.no_grad():
+            raw = net(batch.image)[-1]
+            for codec in (SamplingArgmax(tau=tau), SamplingArgmax(tau=3.0)):
+                torch.manual_seed(0)
+                expected.append(codec.loss(raw, batch.target.xy, batch.target.conf, SIZE))
+            torch.manual_seed(0)
+            torch.testing.assert_close(task.losses(batch)["loss"], expected[0])
+        assert abs(expected[0] - expected[1]) > 1e-4
+
+
 def test_joints_that_are_not_annotated_or_leave_the_crop_are_unknown(tmp_path):
     joints = draw(tmp_path, 10, 80, 4)
     joints[:, 5, 2] = 0
@@ -398,6 +468,15 @@ def test_only_weights_decay_and_every_parameter_is_in_one_group(photos):
     assert {name for name in names.values() if name.endswith("bias") or "norm" in name or "pos_embed" in name} <= free
     assert all(name.endswith("bias") or "norm" in name or "pos_embed" in name or "decoder" in name for name in free)
     assert {g["scale"] for g in groups} == {1.0}
+
+
+def test_layers_across_tokens_decay_and_tokens_do_not(photos):
+    tokenizer = PoseTokenizer(14, 12, 64, 32, 64, 1, (32, 64), 32, 1, (32, 32))
+    trunk = ResNet(BasicBlock, (1, 1, 1, 1))
+    task = cpu(eight(photos, net=lambda joints: pct_on_trunk(trunk, tokenizer, joints, SIZE)))
+    names = {id(p): name for name, p in task.modules["net"].named_parameters()}
+    free = {names[id(p)] for g in task.groups("net") if "weight_decay" in g for p in g["params"] if p.ndim > 1}
+    assert free == {"net.head.tokenizer.invisible_token"}
 
 
 def test_the_loop_scales_the_learning_rate_of_a_group(photos, tmp_path):

@@ -15,10 +15,11 @@ from body3d.benchmarks import prior as benchmark
 from body3d.body import lbs
 from body3d.body.model import BodyModel
 from body3d.body.priors import MaxMixturePrior
-from body3d.body.vposer import BODY_JOINTS, load_vposer, vposer_v2
+from body3d.body.vposer import load_vposer, vposer_v2
 from body3d.datasets.mocap import HELD_OUT_SUBJECTS
 from body3d.errors import InputError
 from body3d.learn.pose_vae import BodySurface, Poses, PoseVAERun, angle_between, kl_divergence, mirror
+from body3d.skeletons import BODY_JOINTS
 from body3d.train import Plan, train
 
 ROOT = Path(__file__).parents[1]

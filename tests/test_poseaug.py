@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -200,11 +201,11 @@ def takes(count: int) -> Takes:
     )  # fmt: skip
 
 
-def make_task(count=96, batch=48, warmup=1):
+def make_task(count=96, batch=48, warmup=1, **options):
     torch.manual_seed(0)
     data = takes(count)
     lifter = Lifter(SimpleBaseline3D(32, 48, width=64, dropout=0.0), H36M16)
-    return PoseAugTask(LiftTask(lifter, lambda random: data, data, batch), epochs=4, warmup=warmup)
+    return PoseAugTask(LiftTask(lifter, lambda random: data, data, batch, **options), epochs=4, warmup=warmup)
 
 
 def updater(task, lr=1e-3):
@@ -244,6 +245,18 @@ def test_a_step_moves_each_network_in_its_turn():
     moved = {name for name in then if not torch.equal(then[name], after[name])}
     assert moved == {"lifter", "augmentor"}
     assert all(module.training and p.requires_grad for module in task.modules.values() for p in module.parameters())
+
+
+def test_an_epoch_is_the_lifting_tasks_own():
+    """Its batches, of which none is a single pose, and what it does before an epoch."""
+    epochs = []
+    task = make_task(count=97, before_epoch=lambda epoch, net: epochs.append((epoch, net)))
+    batches = list(task.batches(3, torch.Generator().manual_seed(5)))
+    assert epochs == [(3, task.modules["lifter"])]
+    expected = list(task.lifting.batches(3, torch.Generator().manual_seed(5)))
+    assert [len(batch.xy) for batch in batches] == [48, 48] and task.steps() == 2
+    for batch, (xy, _) in zip(batches, expected, strict=True):
+        assert torch.equal(batch.xy, xy)
 
 
 def test_feedback_and_made_poses_come_after_the_warm_up():
@@ -296,3 +309,5 @@ def test_another_joint_set_is_refused():
     )
     with pytest.raises(InputError, match="PoseAug makes single poses of h36m16; the run asks for 1 frames of h36m17"):
         run.task(None, torch.device("cpu"))
+    with pytest.raises(InputError, match="leave out `flip`"):
+        replace(run, joints=H36M16, flip=True).task(None, torch.device("cpu"))

@@ -253,13 +253,14 @@ def test_unknown_keypoints_do_not_matter(three):
     x = unknowns(l2_pose(model))
     conf = keypoints.conf.clone()
     gone = OPENPOSE137.indices(("left_knee", "nose", "left_hip"))
-    conf[:, gone] = 0
     costs = []
     for value in (0.0, 1e4, math.nan):
         xy = keypoints.xy.clone()
         xy[:, gone] = value
-        target = objective(model, l2_pose(model), Keypoints2D(xy, conf, OPENPOSE137), camera, 1.0)
-        costs.append([target.cost(x, SMPLIFYX_STAGES[-1]), target.camera_cost(x, target.depth_guess(x) + 0.1)])
+        for unknown in (0.0, math.nan):
+            conf[:, gone] = unknown
+            target = objective(model, l2_pose(model), Keypoints2D(xy, conf.clone(), OPENPOSE137), camera, 1.0)
+            costs.append([target.cost(x, SMPLIFYX_STAGES[-1]), target.camera_cost(x, target.depth_guess(x) + 0.1)])
     assert costs[0][0].isfinite().all()
     for other in costs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(costs[0], other, strict=True))
@@ -427,6 +428,41 @@ def test_a_torso_that_is_not_known_is_an_error(joints):
         smplifyx(model, face, CAMERA)
 
 
+def test_cameras_that_are_turned_or_moved_are_refused():
+    model, params = people([0.0])
+    _, keypoints = seen(model, params, COCO17)
+    turned = replace(CAMERA, R=roma.rotvec_to_rotmat(torch.tensor([0.0, 0.1, 0.0])))
+    for camera in (turned, replace(CAMERA, t=torch.tensor([0.0, 0.0, 1.0]))):
+        for published in (smplify, smplifyx):
+            with pytest.raises(InputError, match="camera's own frame"):
+                published(model, keypoints, camera)
+
+
+def test_numbers_are_brought_to_the_bodys_type():
+    model, params = people([0.0])
+    _, keypoints = seen(model, params)
+    cost = lambda k, c: smplifyx_objective(model, l2_pose(model), k, c).cost(
+        zero_unknowns(model, l2_pose(model)) | {"transl": params.transl}, SMPLIFYX_STAGES[-1]
+    )
+    torch.testing.assert_close(
+        cost(keypoints.to(torch.float64), CAMERA.to(torch.float64)), cost(keypoints, CAMERA), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("count", [6, 0])
+def test_hands_of_fewer_components_or_none(count):
+    model, params = people([0.0])
+    assert model.hand_components is not None
+    fewer = replace(model, hand_components=model.hand_components[:, :count] if count else None)
+    _, keypoints = seen(model, params)
+    x = zero_unknowns(fewer, l2_pose(fewer)) | {"transl": params.transl}
+    assert [v.shape[1] for n, v in x.items() if n.endswith("hand_pose")] == [count, count] * (count > 0)
+    target = smplifyx_objective(fewer, l2_pose(fewer), keypoints, CAMERA)
+    plain = smplifyx_objective(model, l2_pose(model), keypoints, CAMERA)
+    same = zero_unknowns(model, l2_pose(model)) | {"transl": params.transl}
+    torch.testing.assert_close(target.cost(x, SMPLIFYX_STAGES[-1]), plain.cost(same, SMPLIFYX_STAGES[-1]))
+
+
 # ---- the solver ----------------------------------------------------------------------------------------------------
 def test_minimise_counts_what_it_spends_and_moves_what_is_free():
     calls = 0
@@ -468,6 +504,13 @@ def test_where_the_cost_ends_the_best_point_stays(beyond):
     start = {"a": torch.tensor([[-20.0]])}
     out = minimise(edge, start, ("a",), Schedule(calls=3))
     assert out.x["a"].isfinite().all() and edge(out.x) < edge(start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_cost_that_is_no_number_is_no_minimum(dtype):
+    out = minimise(lambda x: math.nan * x["a"].sum(-1), {"a": torch.ones(1, 2, dtype=dtype)}, ("a",), Schedule())
+    assert not out.converged
+    assert torch.equal(out.x["a"], torch.ones(1, 2, dtype=dtype))
 
 
 # ---- people --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`body3d regress`: checkpoints of every kind, what is written, what is refused; and regressed poses in a fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from body3d.camera import Camera
 from body3d.cli import main
 from body3d.codecs.volume import IntegralVolume
+from body3d.datasets.synthetic import Synthetic
 from body3d.errors import InputError
 from body3d.fit.given import Given3D
 from body3d.images import write_image
 from body3d.nets3d import builders, mppe, regressors, vnect
 from body3d.nets3d.inference import read_regressor, read_root_finder, regress_photo, usual_lengths
-from body3d.nets3d.volumetric import volumetric_2
+from body3d.nets3d.volumetric import depth_from_limbs, volumetric_2
 from body3d.pipeline import _cat_given
 from body3d.skeletons import H36M17, MPPE18, MUPOTS21
 from body3d.types import Boxes, Keypoints3D
@@ -117,6 +119,20 @@ def test_published_checkpoints_are_read(photo, tmp_path):
     assert isinstance(read_root_finder(tmp_path / "rootnet.pt"), mppe.RootNet)
 
 
+def test_usual_lengths_say_how_far_away_people_are():
+    """Joints of MuPoTS-3D that Human3.6M's 17 do not have too: head, hands and toes."""
+    scenes = Synthetic(None, people=(1, 4), size=(64, 64), joints=MUPOTS21, seed=5)
+    seen = [scenes.scene(i) for i in range(8)]
+    xyz = torch.cat([scene.kp3d.xyz for scene in seen])
+    K = torch.cat([scene.camera.K.expand(len(scene.seen), 3, 3) for scene in seen])
+    xy = torch.cat([scene.kp2d.xy for scene in seen])
+    depth = xyz[:, MUPOTS21.index("pelvis"), 2]
+    found = depth_from_limbs(xy, xyz[..., 2] - depth[:, None], K, usual_lengths(MUPOTS21), MUPOTS21)
+    assert (found / depth - 1).abs().median() < 0.1
+    with pytest.raises(InputError, match=r"the open body has no .*, so the bones of"):
+        usual_lengths(replace(MUPOTS21, names=("crest", *MUPOTS21.names[1:])))
+
+
 def test_usual_lengths_are_a_persons():
     lengths = dict(zip([H36M17.names[c] for _, c in H36M17.bones], usual_lengths(H36M17).tolist(), strict=True))
     assert 0.35 < lengths["left_knee"] < 0.5 and 0.2 < lengths["left_wrist"] < 0.3
@@ -139,6 +155,7 @@ def test_what_is_refused(photo, tmp_path, capsys):
         ((photo, *common, "--root-weights", weights), ("--root-weights is for --net mppe",)),
         ((photo, "--net", "volumetric", "--weights", weights, "--boxes", boxes), ("holds vnect_lite, not volumetric",)),
         ((photo, "--net", "orpm", "--weights", weights, "--boxes", boxes), ("leave --boxes out",)),
+        ((photo, "--net", "orpm", "--weights", weights, "--flip"), ("--flip", "orpm")),
         ((photo, "--net", "vnect", "--weights", tmp_path / "none.pt"), ("no such checkpoint",)),
         ((photo, "--weights", saved(tmp_path, "posenet_lite"), "--root-weights", weights, "--boxes", boxes), ("not RootNet",)),
         ((photo, "--weights", saved(tmp_path, "rootnet_lite"), "--boxes", boxes), ("--root-weights",)),
@@ -150,6 +167,20 @@ def test_what_is_refused(photo, tmp_path, capsys):
         boxes.write_text(json.dumps(bad))
         assert regress(photo, *common) == 2
         complaint(capsys, "photo.png", "box 0 is", "240 x 200")
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_the_last_of_a_training_is_read_as_the_best_is(tmp_path, average):
+    best = saved(tmp_path, "dconvmp_112")
+    state = torch.load(best, weights_only=True)["model"]
+    other = {key: torch.zeros_like(value) if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+    averaged = {"n_averaged": torch.tensor(1)} | {f"module.{key}": value for key, value in state.items()}
+    content = (
+        {"average": averaged, "modules": {"net": other}} if average else {"average": None, "modules": {"net": state}}
+    )
+    torch.save(content | {"log": []}, tmp_path / "last.pt")
+    net = read_regressor(tmp_path / "last.pt", "dconvmp")
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items() if isinstance(v, torch.Tensor))
 
 
 def test_checkpoints_of_other_things(tmp_path):

@@ -281,11 +281,14 @@ def test_backgrounds_come_from_the_folder(tmp_path):
 
 def test_bad_arguments_are_said(tmp_path):
     arguments: Any
-    broken = tmp_path / "broken.npz"
+    broken, half = tmp_path / "broken.npz", tmp_path / "half.npz"
     broken.write_text("no")
+    np.savez(half, pose=np.zeros((40, 22, 3)))
+    half.write_bytes(half.read_bytes()[:2000])
     for arguments, word in (
         ({"people": (3, 2)}, "3 to 2"), ({"people": (0, 2)}, "0 to 2"), ({"size": (16, 256)}, "256x16"), ({"count": 0}, "count"),
         ({"seed": -1}, "seed"), ({"poses": tmp_path / "none.npz"}, "none.npz"), ({"poses": broken}, "broken.npz"),
+        ({"poses": half}, "half.npz"),
         ({"backgrounds": tmp_path / "nowhere"}, "nowhere"), ({"backgrounds": tmp_path}, "no picture"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):

@@ -2,6 +2,9 @@
 
 import json
 import math
+import sys
+import urllib.error
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from torch import nn
 from body3d.cli import main
 from body3d.codecs import Heatmap, udp_heatmap
 from body3d.commands.detect import Detect, detect
+from body3d.detect.boxes import _faster_rcnn, find_boxes, read_boxes
 from body3d.detect.files import coco_results, read_keypoints
 from body3d.detect.topdown import detect_topdown
 from body3d.errors import InputError
@@ -146,8 +150,39 @@ def test_the_command_on_a_small_image_and_a_box_beside_it(hourglass, tmp_path, c
         (tmp_path / "boxes.json").write_text(content)
         got, complaint = said(capsys, *given)
         assert got == code and words in complaint
-    numbers = json.loads((tmp_path / "out/small/keypoints.json").read_text())[0]["keypoints"]
-    assert len(numbers) == 3 * 16 and all(map(math.isfinite, numbers))
+    person = json.loads((tmp_path / "out/small/keypoints.json").read_text())[0]
+    assert len(person["keypoints"]) == 3 * 17 and len(person["points"]) == 3 * len(person["joint_names"]) == 3 * 16
+    assert all(map(math.isfinite, person["keypoints"] + person["points"]))
+    (tmp_path / "boxes.json").write_text("[[0, 0, 18, 24], [0, 0, 9, 12]]")
+    for most, people in ((1, 1), (5, 2)):
+        assert said(capsys, *given, "--max-people", most) == (0, "")
+        assert len(json.loads((tmp_path / "out/small/keypoints.json").read_text())) == people
+
+
+def test_a_bad_photo_does_not_keep_others_from_being_done(hourglass, tmp_path, capsys, monkeypatch):
+    write_image(tmp_path / "a.png", photo({0: (9, 9)}, (24, 18)))
+    (tmp_path / "b.png").write_text("no picture")
+    monkeypatch.setattr("body3d.detect.boxes.find_boxes", lambda *_: boxes((0, 0, 18, 24)))
+    net, out = ("--net", "hourglass_1", "--weights", hourglass[0]), tmp_path / "out"
+    code, complaint = said(capsys, tmp_path / "b.png", tmp_path / "a.png", *net, "--out", out)
+    assert code == 2 and "b.png" in complaint and (out / "a/keypoints.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--max-people", 0), "--max-people must be at least 1, got 0"),
+        (("--max-people", -1), "--max-people must be at least 1, got -1"),
+        (("--weights", "w.pth"), "--net embedded has its weights"),
+        (("--flip",), "leave --flip out"),
+        (("--finder", "torchvision"), "leave --finder torchvision out"),
+        (("--net", "hourglass_1", "--boxes", "b.json", "--finder", "torchvision"), "in place of a finder"),
+        (("--device", "meta"), "--device meta cannot be used here"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, capsys, more, words):
+    code, complaint = said(capsys, tmp_path / "a.png", *more)
+    assert code == 2 and words in complaint
 
 
 def test_checkpoints_that_do_not_fit(hourglass, tmp_path, capsys):
@@ -189,7 +224,50 @@ def test_wrong_networks_and_boxes_are_said(tmp_path):
     with pytest.raises(InputError, match="--net hrnet_w32 needs --weights"):
         detect(Detect((picture,), net="hrnet_w32"))
     (tmp_path / "b.json").write_text("[[1, 2, 3]]")
-    from body3d.detect.boxes import read_boxes
-
     with pytest.raises(InputError, match=r"\[x0, y0, x1, y1\] was expected, got the shape \(1, 3\)"):
         read_boxes(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("content", ["[[1" + "0" * 400 + ", 0, 5, 5]]", "[" * 100_000, '[["a", 1, 2, 3]]', "[[1", "3"])
+def test_files_that_hold_no_boxes(tmp_path, content):
+    (tmp_path / "b.json").write_text(content)
+    with pytest.raises(InputError, match="a JSON list of boxes"):
+        read_boxes(tmp_path / "b.json")
+
+
+# ---- torchvision's finder ------------------------------------------------------------------------------------------
+class Whole(nn.Module):
+    """Finds a person who fills the image, and a cat."""
+
+    def forward(self, images):
+        height, width = images[0].shape[1:]
+        box = torch.tensor([[0.0, 0, width, height]])
+        return [{"labels": torch.tensor([1, 17]), "scores": torch.tensor([0.9, 0.8]), "boxes": box.repeat(2, 1)}]
+
+
+def use_torchvision(monkeypatch, build) -> None:
+    detection = ModuleType("torchvision.models.detection")
+    detection.fasterrcnn_mobilenet_v3_large_fpn = build  # type: ignore[attr-defined]
+    models = ModuleType("torchvision.models")
+    models.detection = detection  # type: ignore[attr-defined]
+    for name, module in (("torchvision", ModuleType("torchvision")), ("torchvision.models", models)):
+        monkeypatch.setitem(sys.modules, name, module)
+    _faster_rcnn.cache_clear()
+
+
+def test_torchvisions_detector_is_built_once_and_counts_from_the_corner(monkeypatch):
+    built = []
+    use_torchvision(monkeypatch, lambda weights: built.append(weights) or Whole())
+    for _ in range(3):
+        found = find_boxes(np.zeros((20, 30, 3), np.uint8), "torchvision")
+    _faster_rcnn.cache_clear()
+    assert built == ["DEFAULT"] and found.xyxy.tolist() == [[-0.5, -0.5, 29.5, 19.5]]
+
+
+def test_torchvisions_weights_that_cannot_be_fetched(monkeypatch):
+    def offline(weights):
+        raise urllib.error.URLError("Name or service not known")
+
+    use_torchvision(monkeypatch, offline)
+    with pytest.raises(InputError, match="cannot fetch its weights .*Name or service not known"):
+        find_boxes(np.zeros((20, 30, 3), np.uint8), "torchvision")

@@ -2,6 +2,7 @@ import csv
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,7 +29,28 @@ class Slow(Line):
         yield from super().batches(epoch, random)
 train(Slow(), PLAN, sys.argv[2], resume=sys.argv[3] == "resume", cpu=True)
 """
+# One of two processes: a whole run, and one that stops after the second epoch and goes on.
+RUN_OF_TWO = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_train import SHORT, Line
+from body3d.train import train
+class Stops(Line):
+    def batches(self, epoch, random):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        yield from super().batches(epoch, random)
+train(Line(), SHORT, sys.argv[2] + "/whole", cpu=True)
+try:
+    train(Stops(), SHORT, sys.argv[2] + "/part", cpu=True)
+except KeyboardInterrupt:
+    torch.distributed.barrier()  # the first process has written
+train(Line(), SHORT, sys.argv[2] + "/part", resume=True, cpu=True)
+torch.distributed.destroy_process_group()
+"""
 PLAN = Plan(epochs=8, lr=0.05, schedule=Cosine(8), ema=0.9, clip_norm=1.0)
+SHORT = Plan(epochs=3, lr=0.05)
 
 
 class Line(Task):
@@ -93,6 +115,33 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path):
     assert len(again) == 8
     for a, b in zip(whole, again, strict=True):
         assert all(float(b[name]) == a[name] for name in a)
+
+
+def test_several_processes_resume_to_the_same_numbers(tmp_path):
+    """Each draws its own batches, whose gradients are averaged; the log is of the first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", RUN_OF_TWO, str(Path(__file__).parent), str(tmp_path)]
+    about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    environment = [os.environ | about | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    processes = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for env in environment]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert rows(tmp_path / "part") == rows(tmp_path / "whole")
+    states = read_checkpoint(tmp_path / "part" / "last.pt")["random"]
+    assert len(states) == 2 and not torch.equal(states[0]["data"], states[1]["data"])
+    with pytest.raises(InputError, match="made by 2 processes, this run has 1"):
+        train(Line(), SHORT, tmp_path / "part", resume=True, cpu=True)
+
+
+def test_a_run_of_another_device_is_not_taken_for_other_networks(tmp_path):
+    train(Line(), SHORT, tmp_path, cpu=True)
+    content = read_checkpoint(tmp_path / "last.pt")
+    content["random"][0] |= {"device": "cuda", "data": torch.zeros(16, dtype=torch.uint8)}
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(InputError, match="made on cuda, this run is on cpu"):
+        train(Line(), SHORT, tmp_path, resume=True, cpu=True)
 
 
 def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path):

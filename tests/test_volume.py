@@ -168,7 +168,7 @@ def test_it_learns_a_place():
     got_xy, got_z, conf = codec.decode(logits, SIZE)
     assert (got_xy - xy).abs().max() < 8
     assert (got_z - z).abs().max() < 0.06
-    assert (conf > 2 * 8.0**-3).all()
+    assert (conf == 1).all()  # as of released weights, whose poses weigh in a fit what others do
 
 
 def test_a_joint_outside_the_cube_has_an_empty_target():

@@ -1,22 +1,19 @@
 """The embedded 2D front end against annotated photos: who is found, how well, who is invented, how long it takes.
 
-`python -m body3d.benchmarks.detector --data DATA` prints the tables of docs/benchmarks.md.
+`python -m body3d.benchmarks.detector --coco PHOTOS --annotations coco_wholebody_val_v1.0.json --lspet data/lspet` prints the tables
+of docs/benchmarks.md.
 """
 
-import io
 import itertools
 import json
-import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import cv2
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,17 +21,16 @@ from body3d.detect.embedded import detect_embedded
 from body3d.detect.files import read_keypoints
 from body3d.errors import InputError
 from body3d.images import read_image
-from body3d.skeletons import COCO17, COCO_WHOLEBODY133, FACE68, HAND21
+from body3d.joint_set import mirrored
+from body3d.learn.crops import lspet
+from body3d.skeletons import COCO17, COCO_WHOLEBODY133, FACE68, HAND21, LSP14
 from body3d.types import Boxes, Detections, Keypoints2D
 
 FOUND = 0.5  # OKS from which an annotated person counts as found
 HAND_REACH = 0.2  # a hand point is right within this share of the hand's box
 
-# LSPET's first 12 points; the last two, neck and head top, have no counterpart among the detector's keypoints.
-LSPET12 = (
-    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle",
-    "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist",
-)  # fmt: skip
+# Of LSPET's points neck and head top have no counterpart among the detector's keypoints.
+LSPET12 = tuple(name for name in LSP14.names if name in COCO_WHOLEBODY133)
 
 
 def oks(found: Keypoints2D, truth: Keypoints2D, area: Float[Tensor, " M"]) -> Float[Tensor, "N M"]:
@@ -63,14 +59,15 @@ class CocoFigures:
     seconds: list[float]  # per photo, whole image
 
 
-def coco(folder: Path) -> CocoFigures:
+def coco_figures(photos: Path, annotations: Path) -> CocoFigures:
+    """Of all photos (000000000139.jpg) in a folder, whose people are in a file of COCO-WholeBody."""
     out = CocoFigures([], [], 0, [], 0, [], 0, [])
     ghosts = faces = hands = 0
-    annotations = json.loads((folder / "test_coco_wholebody.json").read_text())["annotations"]
-    for photo in sorted(folder.glob("*.jpg")):
+    everybody = json.loads(annotations.read_text())["annotations"]
+    for photo in sorted(photos.glob("*.jpg")):
         image = read_image(photo)
-        truth = read_keypoints(folder / "test_coco_wholebody.json", photo)
-        area = torch.tensor([a["area"] for a in annotations if a["image_id"] == int(photo.stem) and a["num_keypoints"]])
+        truth = read_keypoints(annotations, photo)
+        area = torch.tensor([a["area"] for a in everybody if a["image_id"] == int(photo.stem) and a["num_keypoints"]])
         began = time.perf_counter()
         found = detect_embedded(image)
         out.seconds.append(time.perf_counter() - began)
@@ -125,50 +122,43 @@ class LspetFigures:
     seconds: float  # per photo, mean
 
 
-def lspet(folder: Path, photos: int, seed: int = 0) -> LspetFigures:
-    """A random sample of the photos: one annotated person each, others may stand around."""
-    labels = np.load(folder / "lspet_dev_a.npz")
-    chosen = sorted(np.random.default_rng(seed).permutation(len(labels["image"]))[:photos])
+def sample_of_lspet(folder: Path, photos: int, seed: int) -> list[tuple[Path, Float[Tensor, "12 3"]]]:
+    """A random sample of the photos: each with where the limbs' joints are, and 1 if that is known."""
+    people = lspet().training(folder)
+    if people.images is None:
+        raise InputError(f"{folder} has annotations but no images/")
+    rows = LSP14.indices(LSPET12)
+    chosen = sorted(np.random.default_rng(seed).permutation(len(people))[:photos].tolist())
+    points = torch.cat([people.xy.float(), people.labelled[..., None].float()], -1)[:, rows]
+    return [(people.images / people.files[i], points[i]) for i in chosen]
+
+
+def lspet_figures(folder: Path, photos: int, seed: int = 0) -> LspetFigures:
+    """One annotated person each, others may stand around."""
+    chosen = sample_of_lspet(folder, photos, seed)
     found, somebody, swapped, confidence, right, seconds = [], [], [], [], [], []
-    with tarfile.open(folder / "lspet_dev_a.tar") as archive:
-        members = {Path(m.name).stem: m for m in archive if m.isfile()}
-        for k in tqdm(chosen, desc="LSPET"):
-            image = decode(archive, members[Path(str(labels["image"][k])).stem])
-            joints = torch.from_numpy(labels["joints"][k][:12].astype(np.float32))
-            began = time.perf_counter()
-            people = detect_embedded(image)
-            seconds.append(time.perf_counter() - began)
-            rows = COCO_WHOLEBODY133.indices(LSPET12)
-            hit = within(people, rows, joints)
-            mirror = within(people, COCO_WHOLEBODY133.indices([other_side(n) for n in LSPET12]), joints)
-            share, share_mirror = (h.float().mean(1).amax().item() if len(people) else 0.0 for h in (hit, mirror))
-            somebody.append(len(people) > 0)
-            found.append(share >= 0.5)
-            swapped.append(share < 0.5 <= share_mirror)
-            if found[-1]:
-                person = int(hit.float().mean(1).argmax())
-                right += hit[person].tolist()
-                confidence += people.keypoints.conf[person, rows][joints[:, 2] > 0].tolist()
+    rows = COCO_WHOLEBODY133.indices(LSPET12)
+    mirror_rows = COCO_WHOLEBODY133.indices([mirrored(name) for name in LSPET12])
+    for path, joints in tqdm(chosen, desc="LSPET"):
+        image = read_image(path)
+        began = time.perf_counter()
+        people = detect_embedded(image)
+        seconds.append(time.perf_counter() - began)
+        hit, mirror = within(people, rows, joints), within(people, mirror_rows, joints)
+        share, share_mirror = (h.float().mean(1).amax().item() if len(people) else 0.0 for h in (hit, mirror))
+        somebody.append(len(people) > 0)
+        found.append(share >= 0.5)
+        swapped.append(share < 0.5 <= share_mirror)
+        if found[-1]:
+            person = int(hit.float().mean(1).argmax())
+            right += hit[person].tolist()
+            confidence += people.keypoints.conf[person, rows][joints[:, 2] > 0].tolist()
     conf, good = np.array(confidence), np.array(right)
     edges = (0.0, 0.3, 0.5, 0.7, 0.9, 0.97, 1.01)
     bins = [(lo, (conf >= lo) & (conf < hi)) for lo, hi in itertools.pairwise(edges)]
     calibration = [(lo, float(good[m].mean()), int(m.sum())) for lo, m in bins if m.any()]
     mean = lambda values: float(np.mean(values))
     return LspetFigures(len(chosen), mean(found), mean(somebody), mean(swapped), mean(good), calibration, mean(seconds))
-
-
-def decode(archive: tarfile.TarFile, member: tarfile.TarInfo) -> UInt8[np.ndarray, "H W 3"]:
-    stream = archive.extractfile(member)
-    assert stream is not None
-    pixels = cv2.imdecode(np.frombuffer(io.BytesIO(stream.read()).getbuffer(), np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise InputError(f"{archive.name}: {member.name} is not an image")
-    return np.ascontiguousarray(pixels[..., ::-1])
-
-
-def other_side(name: str) -> str:
-    side, _, rest = name.partition("_")
-    return {"left": "right", "right": "left"}[side] + "_" + rest
 
 
 def within(people: Detections, rows: list[int], joints: Float[Tensor, "12 3"]) -> Bool[Tensor, "N K"]:
@@ -181,25 +171,34 @@ def within(people: Detections, rows: list[int], joints: Float[Tensor, "12 3"]) -
     return distance[:, annotated] < 0.2 * torso
 
 
-def main(data: Annotated[Path, tyro.conf.arg(aliases=["-d"])], lspet_photos: int = 150) -> None:
+def main(
+    coco: Path | None = None, annotations: Path | None = None, lspet: Path | None = None, lspet_photos: int = 150
+) -> None:
     """Print the figures of the embedded front end.
 
     Args:
-        data: folder with samples/coco and lspet.
-        lspet_photos: how many photos of LSPET to look at; 0 for none.
+        coco: folder of COCO's photos.
+        annotations: COCO-WholeBody's file about them.
+        lspet: folder of LSPET.
+        lspet_photos: how many of its photos to look at.
     """
+    if (coco is None) != (annotations is None):
+        raise InputError("--coco and --annotations belong together")
     warm_up = np.zeros((64, 64, 3), np.uint8)
     detect_embedded(warm_up, boxes=Boxes(torch.tensor([[0.0, 0, 64, 64]]), torch.ones(1)))
-    c = coco(data / "samples/coco")
-    people, hits = len(c.best), sum(b > FOUND for b in c.best)
-    print(f"COCO, whole image: {hits} of {people} people found (OKS > {FOUND}), {c.ghosts} ghosts")
-    print(f"  mean OKS {np.mean(c.best):.3f}; {np.mean(c.seconds):.2f} s per photo (at most {max(c.seconds):.2f} s)")
-    print(f"COCO, boxes given: mean OKS {np.mean(c.boxed):.3f}")
-    print(f"  faces: {len(c.face)} of {c.faces} detected, error {np.mean(c.face):.3f} of the eyes' distance")
-    right = f", {np.mean(c.hand):.0%} of their points within {HAND_REACH} of the hand's box" if c.hand else ""
-    print(f"  hands: {len(c.hand)} of {c.hands} detected{right}")
-    if lspet_photos:
-        s = lspet(data / "lspet", lspet_photos)
+    if coco is not None and annotations is not None:
+        c = coco_figures(coco, annotations)
+        people, hits = len(c.best), sum(b > FOUND for b in c.best)
+        print(f"COCO, whole image: {hits} of {people} people found (OKS > {FOUND}), {c.ghosts} ghosts")
+        print(
+            f"  mean OKS {np.mean(c.best):.3f}; {np.mean(c.seconds):.2f} s per photo (at most {max(c.seconds):.2f} s)"
+        )
+        print(f"COCO, boxes given: mean OKS {np.mean(c.boxed):.3f}")
+        print(f"  faces: {len(c.face)} of {c.faces} detected, error {np.mean(c.face):.3f} of the eyes' distance")
+        right = f", {np.mean(c.hand):.0%} of their points within {HAND_REACH} of the hand's box" if c.hand else ""
+        print(f"  hands: {len(c.hand)} of {c.hands} detected{right}")
+    if lspet is not None:
+        s = lspet_figures(lspet, lspet_photos)
         print(
             f"LSPET, {s.photos} photos: {s.found:.1%} found, "
             f"{s.somebody:.1%} with anybody, {s.swapped:.1%} left and right swapped"

@@ -17,7 +17,7 @@ from body3d.benchmarks.views import COUNTED, Views, errors, fitted_h36m17, make_
 from body3d.benchmarks.views import run as accuracy
 from body3d.body.model import BodyModel
 from body3d.fit.problem import SWAPS
-from body3d.fit.smplifyx import Options, Trust, fit
+from body3d.fit.smplifyx import Options, Trust, fit_keypoints
 from body3d.geometry import align
 from body3d.skeletons import H36M17
 from body3d.types import Keypoints2D
@@ -46,7 +46,7 @@ def solvers(poses: Path, count: int = 20, seed: int = 0) -> Table:
     for options in (common, replace(common, solver="lbfgs", iterations=300, last_iterations=600)):
         solver = options.solver
         cpu = time.process_time()
-        results = found[solver] = fit(model, views.keypoints, views.camera, options=options)
+        results = found[solver] = fit_keypoints(model, views.keypoints, views.camera, options=options)
         cpu = time.process_time() - cpu
         pa = errors(fitted_h36m17(model, results), views.h36m17)[1]
         table[solver] = {
@@ -98,7 +98,7 @@ def robustness(poses: Path, count: int = 40, noise: float = 0.02, seed: int = 0)
     table: Table = {}
     clean: Tensor | None = None
     for name, keypoints, joints in damaged(views, seed):
-        ours = fitted_h36m17(model, fit(model, keypoints, views.camera))
+        ours = fitted_h36m17(model, fit_keypoints(model, keypoints, views.camera))
         clean = ours if clean is None else clean
         pa, usual = (_pa(p[:, joints], views.h36m17[:, joints]) for p in (ours, clean))
         table[name] = {
@@ -120,7 +120,7 @@ def calibration(poses: Path, count: int = 60, noise: float = 0.02, seed: int = 0
     truth = model(views.params).joints.xyz[:, :22]
     table = {}
     for name, given in (("2D", ()), ("2D + lifter", (views.lifted(),))):
-        results = fit(model, views.keypoints, views.camera, given=given)
+        results = fit_keypoints(model, views.keypoints, views.camera, given=given)
         ours = torch.stack([r.body.joints.xyz[:22] for r in results])
         for frame, off, sigma in (
             ("camera", ours - truth, [r.joint_sigma for r in results]),
@@ -146,11 +146,11 @@ def speed(poses: Path, people: tuple[int, ...] = (1, 16, 64), repeats: int = 3, 
     for count in people:
         views = make_views(poses, count, seed=seed)
         for name, given in (("2D", ()), ("2D + lifter", (views.lifted(),))):
-            fit(model, views.keypoints[:1], views.camera, given=tuple(g[:1] for g in given))
+            fit_keypoints(model, views.keypoints[:1], views.camera, given=tuple(g[:1] for g in given))
             wall, cpu = [], []
             for _ in range(repeats):
                 began, used = time.perf_counter(), time.process_time()
-                fit(model, views.keypoints, views.camera, given=given)
+                fit_keypoints(model, views.keypoints, views.camera, given=given)
                 wall.append((time.perf_counter() - began) / count)
                 cpu.append((time.process_time() - used) / count)
             table[f"{name}, {count} at once"] = {"seconds per person": min(wall), "CPU seconds per person": min(cpu)}
@@ -164,7 +164,7 @@ import body3d.benchmarks.fit as bench
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 views = bench.make_views(Path(sys.argv[1]), int(sys.argv[2]))
 before = peak()
-bench.fit(bench.BodyModel.open(), views.keypoints, views.camera)
+bench.fit_keypoints(bench.BodyModel.open(), views.keypoints, views.camera)
 print(before, peak() - before)
 """
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from body3d.body import lbs
 from body3d.body.model import BodyModel
 from body3d.body.priors import BENDING, MaxMixturePrior
-from body3d.body.vposer import BODY_JOINTS, VPoser, load_vposer, shipped_vposer
+from body3d.body.vposer import VPoser, load_vposer, shipped_vposer
 from body3d.fit.solve import lbfgs
 from body3d.learn.pose_vae import BodySurface, Poses, PoseVAERun, angle_between
 from body3d.metrics.mpjpe import joint_errors, pa_mpjpe
+from body3d.skeletons import BODY_JOINTS
 from body3d.train import Plan
 
 Table = dict[str, dict[str, float]]

@@ -35,7 +35,7 @@ from body3d.camera import Camera
 from body3d.fit.given import Given3D
 from body3d.fit.published import TORSO_EDGES, vposer_pose
 from body3d.fit.published_person import PublishedFit
-from body3d.fit.smplifyx import Options, Trust, fit
+from body3d.fit.smplifyx import Options, Trust, fit_keypoints
 from body3d.fit.smplifyx_published import smplifyx
 from body3d.geometry import align
 from body3d.lift.embedded import embedded_lifter, lift
@@ -126,7 +126,7 @@ LBFGS = replace(COMMON, solver="lbfgs", iterations=300, last_iterations=600)
 def _fast(
     people: People, n: int, model: BodyModel, options: Options = Options(), given: tuple[Given3D, ...] = ()
 ) -> FitResult:
-    return fit(model, people.keypoints[n : n + 1], people.camera, options=options, given=given)[0]
+    return fit_keypoints(model, people.keypoints[n : n + 1], people.camera, options=options, given=given)[0]
 
 
 def _with_lifter(people: People, n: int) -> FitResult:

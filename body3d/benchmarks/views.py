@@ -20,7 +20,7 @@ from body3d.camera import Camera
 from body3d.errors import InputError
 from body3d.fit.given import Given3D, detector_3d, ray_rotation
 from body3d.fit.problem import STANDING_HEIGHT
-from body3d.fit.smplifyx import Options, fit
+from body3d.fit.smplifyx import Options, fit_keypoints
 from body3d.geometry import align
 from body3d.lift.embedded import BODY34, embedded_lifter, lift
 from body3d.skeletons import COCO_WHOLEBODY133, H36M17, MEDIAPIPE33, JointSet
@@ -180,7 +180,7 @@ def run(poses: Path, count: int = 40, seed: int = 0, options: Options = Options(
         ]
     for name, seen, given in cases:
         began, cpu = time.perf_counter(), time.process_time()
-        results = fit(model, seen.keypoints, seen.camera, options=options, given=given)
+        results = fit_keypoints(model, seen.keypoints, seen.camera, options=options, given=given)
         wall, cpu = time.perf_counter() - began, time.process_time() - cpu
         table[name] = summary(fitted_h36m17(model, results), seen.h36m17)
         table[name] |= {"seconds per person": wall / count, "CPU seconds per person": cpu / count}

@@ -22,6 +22,9 @@ H36M17_ON_BODY: dict[str, Mixture] = {
     "head_top": {"neck": -0.85, "left_ear": 0.925, "right_ear": 0.925},
 }
 
+# What the body has under no name of its own, for sets of any data set: Human3.6M's, and hands at the knuckle of the middle finger.
+NAMED_ON_BODY: dict[str, Mixture] = H36M17_ON_BODY | {f"{s}_hand": {f"{s}_middle1": 1.0} for s in ("left", "right")}
+
 # BlazePose was trained on hips that sit 10-14 % of the torso below the joint (towards the knees).
 MEDIAPIPE_ON_BODY: dict[str, Mixture] = {
     f"{side}_hip": {f"{side}_hip": 1.10, f"{side}_shoulder": -0.10} for side in ("left", "right")

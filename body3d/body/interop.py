@@ -65,7 +65,7 @@ def params_from_smplx(
     batch = torch.broadcast_shapes(*(value.shape[:-1] for value in given.values()))
     for side in SIDES:
         key = f"{side}_hand_pose"
-        if key in blocks and use_pca:
+        if key in blocks and use_pca and (key in given or model.hand_components is not None):
             coefficients = given.get(key, like.new_zeros(*batch, 1))
             given[key] = model.hand_pose_from_pca(coefficients, side, flat_hand_mean).flatten(-2)
         elif key in blocks and not flat_hand_mean:

@@ -94,7 +94,7 @@ class MaxMixturePrior(Constants):
         arrays = read_arrays(path, (*keys, "joint_names"), required=keys, what="mixture of Gaussians")
         weights, means, covars = (torch.from_numpy(np.asarray(arrays[key], np.float64)) for key in keys)
         K, D = means.shape if means.ndim == 2 else (0, 0)
-        joints = [str(name) for name in arrays.get("joint_names", SMPL24.names[1 : 1 + D // 3])]
+        joints = [str(name) for name in arrays.get("joint_names", SMPL24.below_root[: D // 3])]
         if K == 0 or weights.shape != (K,) or covars.shape != (K, D, D) or 3 * len(joints) != D:
             found = ", ".join(f"{key} {arrays[key].shape}" for key in keys)
             raise InputError(f"{path}: weights (K,), means (K, D) and covars (K, D, D) were expected; it has {found}")

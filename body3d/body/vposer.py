@@ -24,13 +24,12 @@ from body3d.body.files import read_arrays
 from body3d.checkpoints import read_published, what_network
 from body3d.errors import InputError
 from body3d.rot6d import rot6d_to_matrix
-from body3d.skeletons import SMPLX55
+from body3d.skeletons import BODY_JOINTS
 
 __all__ = [
-    "BODY_JOINTS", "VPoser", "from_v1", "load_vposer", "rotvec_jacobian", "save_vposer", "shipped_vposer", "vposer_v1", "vposer_v2",
+    "VPoser", "from_v1", "load_vposer", "rotvec_jacobian", "save_vposer", "shipped_vposer", "vposer_v1", "vposer_v2",
 ]  # fmt: skip
 
-BODY_JOINTS = SMPLX55.names[1:22]
 WIDTH, LATENT = 512, 32
 J = len(BODY_JOINTS)
 

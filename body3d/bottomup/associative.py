@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.bottomup.grouping import Grouped, Reading, group, quarter, refine
-from body3d.bottomup.people import Frame, cells_of, fit_frame, labelled, parabola, surest_first
-from body3d.checkpoints import load_into, read_published, to_headed
+from body3d.bottomup.people import Frame, cells_of, evaluating, filled, fit_frame, labelled, parabola, surest_first
+from body3d.checkpoints import to_headed
 from body3d.codecs.base import Size, swap_joints
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
@@ -247,7 +247,8 @@ def find(
     anything but such an image.
     """
     frame = fit_frame(image, net.side, net.length, net.multiple, scales)
-    heat, tags = _maps_of(net, image, frame, scales, flip)
+    with evaluating(net):
+        heat, tags = _maps_of(net, image, frame, scales, flip)
     grid = (heat.shape[-2], heat.shape[-1])
     rows, columns = frame.inside(grid)
     heat, tags = heat[:, :rows, :columns], tags[:, :, :rows, :columns]
@@ -303,10 +304,8 @@ def load_weights(net: Associative, path: Path | str | None) -> Associative:
 
     InputError as of `load_into`.
     """
-    if path is not None:
-        load_into(net.net, in_our_names(net.net, read_published(path)), path)
-        net.eval()
-    return net
+    filled(net.net, path, lambda state: in_our_names(net.net, state))
+    return net if path is None else net.eval()
 
 
 def in_our_names(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

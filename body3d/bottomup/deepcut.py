@@ -61,7 +61,7 @@ def objective(
     """What a solution costs; without any part, 0. Every pair counts once."""
     rows = (label >= 0).nonzero().squeeze(-1)
     alpha = logits(prob[rows, label[rows]].double()).sum()
-    i, j = torch.triu_indices(len(rows), len(rows), 1)
+    i, j = torch.triu_indices(len(rows), len(rows), 1, device=rows.device)
     i, j = rows[i], rows[j]
     together = person[i] == person[j]
     beta = logits(pair[i, j, label[i], label[j]].double())
@@ -109,7 +109,8 @@ def solve(
     label = np.where(x.any(1), x.argmax(1), -1)
     person = _components(y, label)
     label, person = torch.from_numpy(label), torch.from_numpy(person)
-    return Grouping(label, person, objective(torch.from_numpy(p), pair.detach().cpu(), label, person), optimal)
+    cost = objective(torch.from_numpy(p), pair.detach().cpu(), label, person)
+    return Grouping(label.to(prob.device), person.to(prob.device), cost, optimal)
 
 
 class _Program:

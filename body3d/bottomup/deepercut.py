@@ -126,10 +126,9 @@ def deepercut_loss(
     `people`: those of each image, (N, C). A cell within `radius` pixels of a part is that part, of the nearest person; only such
     cells teach refinements and offsets.
     """
-    score, refine, offset, known = (
-        torch.stack(t)
-        for t in zip(*(_targets(p, size, maps.score.shape[-2:], statistics, radius) for p in people), strict=True)
-    )
+    device, grid = maps.score.device, maps.score.shape[-2:]
+    targets = [_targets(p.to(device), size, grid, statistics.to(device), radius) for p in people]
+    score, refine, offset, known = (torch.stack(t) for t in zip(*targets, strict=True))
     parts = sum(F.binary_cross_entropy_with_logits(logit, score) for logit in (maps.score, maps.early))
 
     def huber(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
@@ -195,6 +194,7 @@ def propose(
     is taken once for each of them, for they may be of two people. The numbers are the released ones.
     """
     prob = maps.score[0].sigmoid()
+    statistics = statistics.to(prob.device)
     C, h, w = prob.shape
     window = 2 * reach + 1
     best = F.max_pool2d(prob[None], window, 1, reach)[0]
@@ -302,13 +302,13 @@ def incremental(
     Labels and persons once found stay. Candidates that were none come back only if they may be one of the new parts. The objective
     is that of the whole program, so it is never below `deepcut.solve`'s.
     """
-    label = torch.full((len(prob),), -1)
-    person = torch.full((len(prob),), -1)
+    label = torch.full((len(prob),), -1, device=prob.device)
+    person = torch.full_like(label, -1)
     optimal = True
     parts: list[int] = []
     for step in steps:
         parts += step
-        chosen = (label >= 0) | (prob[:, list(step)] > 0).any(1).cpu()
+        chosen = (label >= 0) | (prob[:, list(step)] > 0).any(1)
         rows = chosen.nonzero().squeeze(-1)
         known = Grouping(label[rows], person[rows], 0.0)
         limited = torch.zeros_like(prob[rows])
@@ -316,7 +316,7 @@ def incremental(
         found = solve(limited, pair[rows][:, rows], known=known, time_limit=time_limit)
         label[rows], person[rows] = found.label, found.person
         optimal = optimal and found.optimal
-    return Grouping(label, person, objective(prob.cpu(), pair.cpu(), label, person), optimal)
+    return Grouping(label, person, objective(prob, pair, label, person), optimal)
 
 
 def group(
@@ -327,5 +327,6 @@ def group(
         raise InputError(
             f"the candidates are of {proposals.prob.shape[1]} kinds, {joints.name} has {len(joints)} joints"
         )
-    grouping = incremental(proposals.prob, model.probability(proposals), steps_of(joints), time_limit)
+    pair = model.to(proposals.prob.device).probability(proposals)
+    grouping = incremental(proposals.prob, pair, steps_of(joints), time_limit)
     return assemble(proposals, grouping, joints, least)

@@ -29,8 +29,10 @@ def _associative(build: Callable[..., associative.Associative]) -> Finder:
 
 
 def _nearest_middle(net: PoseNet, image: UInt8[np.ndarray, "H W 3"], flip: bool = False) -> Keypoints2D:
-    """MoveNet's one person."""
-    return movenet.track(net, [image], flip=flip)[0]
+    """MoveNet's one person; nobody where it counts none of the heat."""
+    assert isinstance(net.codec, movenet.CentreOffsets)
+    people = movenet.track(net, [image], flip=flip)[0]
+    return people[(people.conf >= net.codec.least).any(1)]
 
 
 FINDERS: dict[str, Finder] = {

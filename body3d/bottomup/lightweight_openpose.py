@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from body3d.bottomup.openpose import LIMBS, PartMaps
-from body3d.checkpoints import load_into, read_published
+from body3d.bottomup.people import filled
 from body3d.joint_set import JointSet
 from body3d.layers import conv_bn
 from body3d.skeletons import BODY18
@@ -108,8 +108,4 @@ class _Stage(nn.Module):
 
 def lightweight_openpose(weights: Path | str | None = None) -> LightweightOpenPose:
     """18 joints, 19 limbs, 4.1 million weights, one refinement. `weights`: the author's checkpoint."""
-    net = LightweightOpenPose()
-    if weights is not None:
-        load_into(net, read_published(weights), weights)
-        net.eval()
-    return net
+    return filled(LightweightOpenPose(), weights)

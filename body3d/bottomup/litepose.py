@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from body3d.bottomup.associative import Associative
-from body3d.checkpoints import load_into, read_published
+from body3d.bottomup.people import filled
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import init_kaiming
@@ -189,26 +189,19 @@ def tagged(net: LitePose) -> Associative:
 # ---- searched sizes ------------------------------------------------------------------------------------------------
 def litepose_xs(joints: JointSet = COCO17, weights: Path | str | None = None) -> LitePose:
     """For 256x256: 1.7 million weights. `weights`: a checkpoint of the authors."""
-    return _load(LitePose(joints, Arrangement(16, (16, 32, 48, 80), (16, 24, 24), 256)), weights)
+    return filled(LitePose(joints, Arrangement(16, (16, 32, 48, 80), (16, 24, 24), 256)), weights)
 
 
 def litepose_s(joints: JointSet = COCO17, weights: Path | str | None = None) -> LitePose:
     """For 448x448: 2.7 million weights; else as `litepose_xs`."""
-    return _load(LitePose(joints, Arrangement(16, (16, 32, 48, 120), (32, 24, 32), 448)), weights)
+    return filled(LitePose(joints, Arrangement(16, (16, 32, 48, 120), (32, 24, 32), 448)), weights)
 
 
 def litepose_m(joints: JointSet = COCO17, weights: Path | str | None = None) -> LitePose:
     """For 448x448: 3.5 million weights; else as `litepose_xs`."""
-    return _load(LitePose(joints, Arrangement(16, (24, 48, 72, 120), (64, 40, 32), 448)), weights)
+    return filled(LitePose(joints, Arrangement(16, (24, 48, 72, 120), (64, 40, 32), 448)), weights)
 
 
 def litepose_l(joints: JointSet = COCO17, weights: Path | str | None = None) -> LitePose:
     """For 512x512: 5.7 million weights; else as `litepose_xs`."""
-    return _load(LitePose(joints, Arrangement(24, (24, 64, 96, 160), (64, 40, 32), 512)), weights)
-
-
-def _load(net: LitePose, weights: Path | str | None) -> LitePose:
-    if weights is not None:
-        load_into(net, read_published(weights), weights)
-        net.eval()
-    return net
+    return filled(LitePose(joints, Arrangement(24, (24, 64, 96, 160), (64, 40, 32), 512)), weights)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from body3d.checkpoints import load_into, read_published
+from body3d.bottomup.people import evaluating
 from body3d.codecs import Places, Size
 from body3d.codecs.base import from_grid, swap_joints, to_grid
 from body3d.codecs.heatmap import gaussian_maps
@@ -30,7 +30,7 @@ from body3d.images import warp_crop
 from body3d.joint_set import JointSet
 from body3d.layers import conv_bn
 from body3d.losses import bone_loss, weighted_mean
-from body3d.posenet import Normalise, PoseNet
+from body3d.posenet import Normalise, PoseNet, loaded
 from body3d.skeletons import COCO17
 from body3d.types import Keypoints2D
 
@@ -340,11 +340,7 @@ def movenet(
     To train, `CentreOffsets()` has this project's convention of pixels. The crop is a whole image, made square, with the person
     near its middle; `track` follows one through a video.
     """
-    net = MoveNet(len(joints))
-    if weights is not None:
-        load_into(net, read_published(weights), weights)
-    pose = PoseNet(net, codec, joints, size, SIGNED)
-    return pose.eval() if weights is not None else pose
+    return loaded(PoseNet(MoveNet(len(joints)), codec, joints, size, SIGNED), weights)
 
 
 HIPS, SHOULDERS = ("left_hip", "right_hip"), ("left_shoulder", "right_shoulder")
@@ -399,8 +395,6 @@ def track(
     if net.size[0] != net.size[1]:
         raise InputError(f"following a person takes square crops, this network sees {net.size[0]} x {net.size[1]}")
     weight = next(net.parameters(), torch.zeros(()))
-    training = net.training
-    net.eval()
     seen: list[Keypoints2D] = []
     boxes: list[Tensor] = []
     box = None
@@ -414,11 +408,11 @@ def track(
         centre, side = (box[:2] + box[2:]) / 2, box[2] - box[0]
         matrix = crop_matrix(centre, side, torch.zeros_like(side), net.size, getattr(net.codec, "places", "pixel"))
         image = torch.from_numpy(warp_crop(frame, matrix.numpy(), net.size)).permute(2, 0, 1)
-        found = net.predict(image[None].to(weight) / 255, flip)[0].to("cpu").to(torch.float64)
+        with evaluating(net):
+            found = net.predict(image[None].to(weight) / 255, flip)[0].to("cpu").to(torch.float64)
         seen.append(Keypoints2D(apply(invert(matrix), found.xy), found.conf, net.joints))
         boxes.append(box)
         box = crop.next_box(seen[-1], (height, width))
-    net.train(training)
     if not seen:
         raise InputError("a video without frames: there is nobody to find")
     xy, conf = (torch.stack(same).float() for same in ([s.xy for s in seen], [s.conf for s in seen]))

@@ -16,8 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.bottomup.people import PLUS, fit_frame, labelled, local_maxima, parabola, surest_first
-from body3d.checkpoints import load_into, read_published
+from body3d.bottomup.people import PLUS, evaluating, filled, fit_frame, labelled, local_maxima, parabola, surest_first
 from body3d.codecs.base import Size
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
@@ -142,10 +141,7 @@ def from_caffe(state: dict[str, Tensor], net: OpenPose) -> dict[str, Tensor]:
 def openpose_body(weights: Path | str | None = None) -> OpenPose:
     """18 joints, 19 limbs, 52.3 million weights. `weights`: the released body model in PyTorch (Hzzone's body_pose_model.pth)."""
     net = OpenPose()
-    if weights is not None:
-        load_into(net, from_caffe(read_published(weights), net), weights)
-        net.eval()
-    return net
+    return filled(net, weights, lambda state: from_caffe(state, net))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -242,7 +238,7 @@ def limb_scores(
     """How far the field points from each start to each end (equation 10): the mean over `samples` places between them.
 
     Limbs longer than half the map's height lose length / (height / 2), backwards: half the height by the length, less 1, is added.
-    -inf where a tenth of the places or more does not exceed `agreement`, or where nothing is left.
+    -inf where a fifth of the places or more does not exceed `agreement`, or where nothing is left.
     """
     a, b = starts.double()[:, None], ends.double()[None]
     length = (b - a).norm(dim=-1)
@@ -350,17 +346,18 @@ def find(net: nn.Module, image: np.ndarray, scales: Sequence[float] = (1.0,), he
     `net` gives `PartMaps`, as `openpose_body` and `lightweight_openpose`. The image is brought to `height` pixels (368 in the
     paper, half of that in Hzzone's code) and surrounded with grey to whole cells; with several `scales` (the paper's: 0.5, 1, 1.5,
     2) the mean of their maps is read. It is read in pixels of what the net sees at scale 1, where the released Python code has
-    those of the image: what blurs the maps is then 3 pixels of the one or the other. `conf` is the heat, 0 for joints that were
-    not found; with nobody in the image N is 0. InputError for anything but such an image.
+    those of the image: what blurs the maps is then 3 pixels of the one or the other. `conf` is the heat, at most 1, 0 for joints
+    that were not found; with nobody in the image N is 0. InputError for anything but such an image.
     """
     frame = fit_frame(image, "height", height, STRIDE, scales)
     device = next(net.parameters()).device
     heat = fields = torch.zeros(())
     for at in scales:
-        maps = net(NORMALISE(frame.show(image, at, GREY, device)))[-1]
+        with evaluating(net):
+            maps = net(NORMALISE(frame.show(image, at, GREY, device)))[-1]
         heat = heat + enlarged(maps.heat[0], frame.box).cpu() / len(scales)
         fields = fields + enlarged(maps.fields[0], frame.box).cpu() / len(scales)
     rows, columns = frame.inside(frame.box)
     inside = (rows, columns)
     xy, conf = decode(heat[..., :rows, :columns], fields[..., :rows, :columns], inside)
-    return surest_first(frame.to_image(xy, frame.box), conf, BODY18)
+    return surest_first(frame.to_image(xy, frame.box), conf.clamp_max(1), BODY18)

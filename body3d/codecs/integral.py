@@ -12,13 +12,18 @@ from body3d.codecs.heatmap import gaussian_maps, in_view
 from body3d.losses import joint_mse, weighted_mean
 
 __all__ = [
-    "SIKR", "DebiasedIntegral", "Integral", "expectation", "flat_softmax", "marginals", "symmetric_expectation",
+    "SIKR", "DebiasedIntegral", "Integral", "expectation", "flat_softmax", "marginals", "precise", "symmetric_expectation",
 ]  # fmt: skip
 
 
+def precise(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """In single precision if it is in less: an expectation over half-precision numbers is off by a share of a cell."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def flat_softmax(logits: Float[Tensor, "*B h w"]) -> Float[Tensor, "*B h w"]:
-    """Over all cells of a map."""
-    return logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
+    """Over all cells of a map, in single precision at least."""
+    return precise(logits).flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
 
 
 def marginals(p: Float[Tensor, "*B h w"]) -> tuple[Float[Tensor, "*B w"], Float[Tensor, "*B h"]]:
@@ -28,7 +33,8 @@ def marginals(p: Float[Tensor, "*B h w"]) -> tuple[Float[Tensor, "*B w"], Float[
 
 def expectation(p: Float[Tensor, "*B h w"]) -> Float[Tensor, "*B 2"]:
     """The mean place of maps that sum to 1, in cells."""
-    along = [m @ torch.arange(m.shape[-1], device=p.device, dtype=p.dtype) for m in marginals(p)]
+    # Not by a matrix product, which mixed precision makes in half of it.
+    along = [(m * torch.arange(m.shape[-1], device=m.device, dtype=m.dtype)).sum(-1) for m in marginals(precise(p))]
     return torch.stack(along, -1)
 
 
@@ -72,7 +78,8 @@ class DebiasedIntegral(Integral):
 
     The middle is ((w - 1) / 2, (h - 1) / 2) where cells are counted from 0; surveys and some code have w / 2 or confuse h with w.
     Written out, J is the expectation under the weights exp(beta map) - 1, which is how it is computed: nothing cancels. What is
-    below 0 counts as background. mmpose's `debias` puts 1 in place of h w and changes nothing.
+    below 0 counts as background; a map that is nothing else reads its middle. mmpose's `debias` puts 1 in place of h w and changes
+    nothing.
 
     The map is trained as a heat map too, by `detection` times HRNet's loss with bumps of `sigma` cells.
     """
@@ -82,10 +89,11 @@ class DebiasedIntegral(Integral):
     sigma: float = 2.0
 
     def cells(self, raw: Float[Tensor, "B J h w"]) -> Float[Tensor, "B J 2"]:
-        scaled = self.beta * raw.relu()
+        scaled = self.beta * precise(raw).relu()
         top = scaled.amax((-1, -2), keepdim=True).detach()
         mass = torch.exp(scaled - top) * -torch.expm1(-scaled)  # (exp(scaled) - 1) / exp(top)
-        return expectation(mass / mass.sum((-1, -2), keepdim=True).clamp_min(1e-12))
+        mass = torch.where(mass.sum((-1, -2), keepdim=True) > 1e-12, mass, 1.0)
+        return expectation(mass / mass.sum((-1, -2), keepdim=True))
 
     def loss(
         self, raw: Float[Tensor, "B J h w"], xy: Float[Tensor, "B J 2"], weight: Float[Tensor, "B J"], size: Size
@@ -144,6 +152,7 @@ class SIKR:
 
     def cells(self, raw: Float[Tensor, "B J h w"]) -> tuple[Float[Tensor, "B J 2"], Float[Tensor, "B J"]]:
         """Places in cells, and confidences."""
+        raw = precise(raw)
         if self.sigmoid:
             score = raw.sigmoid()
             p, conf = score / score.sum((-1, -2), keepdim=True), score.amax((-1, -2))

@@ -210,13 +210,13 @@ class RedundantMap:
             free = there[:, places] & self._isolated(cells[:, places], conf[:, places] > 0)
             # The first valid place; else an anchor that was found; else any joint of the limb that was.
             anchors = torch.tensor([p in self.joints.indices(self.anchors) for p in places], device=xy.device)
-            rank = 4 * free + 2 * (there[:, places] & anchors) + there[:, places].int()
+            rank = torch.where(free, 3, there[:, places] * (1 + anchors.int()))
             later = torch.arange(len(places), device=xy.device) / len(places)
             best = (rank - later).argmax(1)
             legible = legible & (rank.amax(1) > 0)
             at = cells[:, places].gather(1, best[:, None, None].expand(-1, 1, 2)).expand(-1, len(joints), -1)
             xyz[:, joints] = self.unit * read_location(location[joints].expand(len(xy), -1, -1, -1, -1), at)
-        return xyz, legible
+        return xyz - xyz[:, [self.joints.index(self.root)]], legible
 
     def _isolated(self, cells: Float[Tensor, "N K 2"], found: Bool[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
         """Whether a place is further than `apart` from every place of the same kind of every other person."""

@@ -4,14 +4,14 @@ Li et al., "Localization with Sampling-Argmax", NeurIPS 2021. Two bumps with the
 and a large one here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from body3d.codecs.base import Places, Size, from_grid, to_fraction
-from body3d.codecs.integral import expectation, flat_softmax, symmetric_expectation
+from body3d.codecs.integral import expectation, flat_softmax, precise, symmetric_expectation
 from body3d.losses import weighted_mean
 
 __all__ = ["SamplingArgmax", "gumbel", "interpolate", "temperature", "triangular"]
@@ -48,8 +48,8 @@ class SamplingArgmax:
     """(B, J, h, w). In training `samples` soft choices of a cell (Gumbel-softmax), each cell jittered by `triangular`.
 
     The default is the paper's: softmax((logits + gumbel) / tau). The `released` code scales the noise alone, softmax(logits +
-    gumbel / tau), reads the marginals again at the jittered places, and uses `symmetric_expectation`'s gradient. `tau` falls in
-    the course of training (`temperature`): `dataclasses.replace(codec, tau=...)`. Reading is the expectation of the softmax; the
+    gumbel / tau), reads the marginals again at the jittered places, and uses `symmetric_expectation`'s gradient. `tau` is to fall
+    in the course of training (`at`), else what is read differs from what was drawn. Reading is the expectation of the softmax; the
     confidence its largest cell. Noise comes from torch's own generator.
     """
 
@@ -61,10 +61,14 @@ class SamplingArgmax:
     def head(self, channels: int, joints: int, size: Size) -> nn.Module:
         return nn.Conv2d(channels, joints, 1)
 
+    def at(self, epoch: int) -> "SamplingArgmax":
+        """As it teaches in that epoch: `tau` is that of the published course (`temperature`), or its own if that is lower."""
+        return replace(self, tau=min(self.tau, temperature(float(epoch))))
+
     def draw(self, raw: Float[Tensor, "B J h w"]) -> Float[Tensor, "B J S 2"]:
         """Places in cells."""
-        flat = raw.flatten(-2).unsqueeze(-2)
-        noise = gumbel(torch.rand(*flat.shape[:2], self.samples, flat.shape[-1], device=raw.device, dtype=raw.dtype))
+        flat = precise(raw).flatten(-2).unsqueeze(-2)
+        noise = gumbel(torch.rand(*flat.shape[:2], self.samples, flat.shape[-1], device=flat.device, dtype=flat.dtype))
         logits = flat + noise / self.tau if self.released else (flat + noise) / self.tau
         maps = logits.softmax(-1).unflatten(-1, raw.shape[-2:])
         along = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.codecs.base import Places, Size, from_grid, to_grid
-from body3d.codecs.integral import expectation, flat_softmax
+from body3d.codecs.integral import expectation, flat_softmax, precise
 from body3d.losses import weighted_mean
 
 __all__ = ["HDM", "bilinear_demand", "flat_softplus", "sinkhorn", "transport_cost"]
@@ -65,8 +65,8 @@ def transport_cost(
 
 
 def flat_softplus(logits: Float[Tensor, "*B h w"]) -> Float[Tensor, "*B h w"]:
-    """Softplus of each cell over the sum of all cells of a map."""
-    positive = F.softplus(logits)
+    """Softplus of each cell over the sum of all cells of a map, in single precision at least."""
+    positive = F.softplus(precise(logits))
     return positive / positive.sum((-2, -1), keepdim=True)
 
 

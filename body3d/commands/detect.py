@@ -8,13 +8,14 @@ from typing import Literal
 
 import tyro
 
-from body3d.commands.shared import BAD_INPUT, DONE, NOBODY, check_device, complain, folder_names
-from body3d.errors import InputError, MissingExtra
+from body3d.commands.shared import DONE, NOBODY, check_device, check_max_people, complain, each
+from body3d.errors import InputError
 
 
 @dataclass(frozen=True)
 class Detect:
-    """Find everybody in each photo and write keypoints.json (COCO results) and keypoints.png."""
+    """Find everybody in each photo and write keypoints.png and keypoints.json: COCO results, of 17 or 133 keypoints. From a network
+    of other joints they are converted to the 17, and its own stand beside them: joint_names, and points (x, y, confidence)."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Photos."""
@@ -32,7 +33,7 @@ class Detect:
     out: Path = Path("results")
     """Folder for the results; photo.jpg goes to OUT/photo/."""
     max_people: int | None = None
-    """At most so many people, those that stand out most."""
+    """At most so many people, those that stand out most (of --boxes, the first)."""
     device: str = "cpu"
     """cpu, cuda, cuda:1 …"""
 
@@ -46,17 +47,25 @@ def detect(args: Detect) -> int:
         raise InputError("no image was given")
     if args.boxes is not None and len(args.images) > 1:
         raise InputError("--boxes belongs to one image; give the images one by one")
+    check_max_people(args.max_people)
+    _check_options(args, args.net in FINDERS)
     check_device(args.device)
     check_writable(args.out)
     net = None if args.net == "embedded" else _at_once(args) if args.net in FINDERS else _network(args)
-    codes = []
-    for image, name in zip(args.images, folder_names(args.images), strict=True):
-        try:
-            codes.append(_detect_one(args, net, image, args.out / name))
-        except (InputError, MissingExtra) as error:
-            complain(str(error) if str(image) in str(error) else f"{image}: {error}")
-            codes.append(BAD_INPUT)
-    return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
+    return each(args.images, args.out, lambda source, folder: _detect_one(args, net, source, folder))
+
+
+def _check_options(args: Detect, at_once: bool) -> None:
+    """InputError for those that would do nothing."""
+    embedded = args.net == "embedded"
+    if embedded and args.weights is not None:
+        raise InputError(f"--net embedded has its weights; leave --weights {args.weights} out")
+    if embedded and args.flip:
+        raise InputError("--net embedded looks at mirror images anyway; leave --flip out")
+    if args.finder != "embedded" and (embedded or at_once):
+        raise InputError(f"--net {args.net} finds everybody by itself; leave --finder {args.finder} out")
+    if args.finder != "embedded" and args.boxes is not None:
+        raise InputError(f"--boxes {args.boxes} is in place of a finder; leave --finder {args.finder} out")
 
 
 def _network(args: Detect):
@@ -131,7 +140,7 @@ def _detect_one(args: Detect, net, source: Path, folder: Path) -> int:
     from body3d.view.draw import draw_keypoints
 
     image = read_image(source)
-    given = read_boxes(args.boxes) if args.boxes else None
+    given = read_boxes(args.boxes)[: args.max_people] if args.boxes else None
     if net is None:
         found = detect_embedded(image, args.max_people, given)
     elif args.net in FINDERS:

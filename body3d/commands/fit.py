@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from body3d.atomic import check_writable
-from body3d.commands.shared import BAD_INPUT, DONE, NOBODY, check_device, complain, folder_names
+from body3d.commands.shared import DONE, NOBODY, check_device, check_max_people, complain, folder_names, said, worst
 from body3d.errors import InputError, MissingExtra
 
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
@@ -31,13 +31,12 @@ class Fit:
     gender: Literal["neutral", "male", "female", "auto"] = "neutral"
     """Which file of the folder; auto fits all that are there and keeps the best for each person."""
     method: Literal["body3d", "smplify", "smplifyx"] = "body3d"
-    """body3d: fast, many starts, with 3D terms. smplify, smplifyx: as published, for comparison (minutes per person)."""
-    detector: Literal["embedded", "openpose-json", "coco-json"] = "embedded"
-    """Where the 2D keypoints come from; the last two read --keypoints."""
+    """body3d: fast, many starts, with 3D terms. smplify, smplifyx: as published, for comparison (tens of seconds per person
+    with --no-collisions)."""
     prior: Path | None = None
     """Pose prior in place of the shipped one: a mixture of Gaussians such as SMPLify's gmm_08.pkl."""
     keypoints: Path | None = None
-    """OpenPose JSON of the image or COCO JSON (results or annotations); implies the detector by its content."""
+    """OpenPose JSON of the image or COCO JSON (results or annotations), in place of the embedded detector."""
     lifter: bool = True
     """Use the shipped lifter's 3D joints as a term and a start of the fit."""
     net: Literal["vnect", "volumetric", "mppe", "dconvmp"] | None = None
@@ -87,11 +86,11 @@ def fit(args: Fit) -> int:
     if args.resume:
         todo = [(image, folder) for image, folder in todo if not _is_done(image, folder)]
         print(f"{len(images) - len(todo)} of {len(images)} images are done already")
-    codes = [DONE]
+    codes = []
     net = _regressor(args)
     for first in range(0, len(todo), args.at_once):
         codes += _fit_some(args, models, how, net, todo[first : first + args.at_once], first, len(todo))
-    return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
+    return worst(codes)
 
 
 def _images(given: tuple[Path, ...]) -> Iterator[Path]:
@@ -108,20 +107,30 @@ def _images(given: tuple[Path, ...]) -> Iterator[Path]:
 def _check(args: Fit, images: tuple[Path, ...]) -> None:
     if not images:
         raise InputError("no image was given")
-    if args.max_people is not None and args.max_people < 1:
-        raise InputError(f"--max-people must be at least 1, got {args.max_people}")
+    check_max_people(args.max_people)
     if args.at_once < 1:
         raise InputError(f"--at-once must be at least 1, got {args.at_once}")
-    if args.keypoints is not None and len(images) > 1 and args.detector == "openpose-json":
+    if args.keypoints is not None and len(images) > 1 and _is_openpose(args.keypoints):
         raise InputError("one OpenPose file belongs to one image; give the images one by one")
     if (args.net is None) != (args.net_weights is None):
         raise InputError("--net and --net-weights FILE belong together: one of them is missing")
-    if args.net is not None and args.method != "body3d":
-        raise InputError(f"--net is for --method body3d; {args.method} is as published")
-    if args.detector != "embedded" and args.keypoints is None:
-        raise InputError(f"--detector {args.detector} needs --keypoints FILE")
+    given = {"--net": args.net is not None, "--height": args.height is not None, "--solver": args.solver != "lm"}
+    for option in given:
+        if given[option] and args.method != "body3d":
+            raise InputError(f"{option} is for --method body3d; {args.method} is as published")
     check_device(args.device)
     check_writable(args.out)
+
+
+def _is_openpose(path: Path) -> bool:
+    """Whether the file is OpenPose's, which does not say what image it is of; what cannot be read is said photo by photo."""
+    from body3d.detect.files import read_keypoints
+    from body3d.skeletons import OPENPOSE137
+
+    try:
+        return read_keypoints(path).keypoints.joints is OPENPOSE137
+    except InputError:
+        return False
 
 
 def _is_done(image: Path, folder: Path) -> bool:
@@ -151,7 +160,7 @@ def _fit_some(args: Fit, models: dict, how, net, todo: list[tuple[Path, Path]], 
             if net is not None and len(photo.detections):
                 photo = _with_regressed(args, photo, net)
         except (InputError, MissingExtra) as error:
-            codes.append(_said(image, error))
+            codes.append(said(image, error))
             continue
         if len(photo.detections):
             seen.append((image, folder, photo))
@@ -163,13 +172,13 @@ def _fit_some(args: Fit, models: dict, how, net, todo: list[tuple[Path, Path]], 
         codes += [_write(args, one, image, folder) for one, (image, folder, _) in zip(done, seen, strict=True)]
     except (InputError, MissingExtra) as error:
         if len(seen) < 2:
-            return [*codes, *(_said(image, error) for image, _, _ in seen)]
+            return [*codes, *(said(image, error) for image, _, _ in seen)]
         # One photo spoils the batch: each by itself, so that the others are done.
         for image, folder, photo in seen:
             try:
                 codes.append(_write(args, fit_seen([photo], models, how)[0], image, folder))
             except (InputError, MissingExtra) as one:
-                codes.append(_said(image, one))
+                codes.append(said(image, one))
     return codes
 
 
@@ -193,15 +202,10 @@ def _with_regressed(args: Fit, photo, net):
     return replace(photo, given=(Given3D(people.keypoints3d.to(args.device), None, f"{args.net}'s 3D"),))
 
 
-def _said(image: Path, error: Exception) -> int:
-    complain(str(error) if str(image) in str(error) else f"{image}: {error}")
-    return BAD_INPUT
-
-
 def _write(args: Fit, done, image: Path, folder: Path) -> int:
     from body3d.results import write_results
 
-    written = write_results(done, folder, " ".join(["fit_smplx.py", *sys.argv[1:]]))
+    written = write_results(done, folder, " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     seconds = written["seconds"]
     print(
         f"{image}: {len(done.people)} {'person' if len(done.people) == 1 else 'people'} in {folder}/ "

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from body3d.commands.shared import BAD_INPUT, DONE, NOBODY, check_device, complain, folder_names
-from body3d.errors import InputError, MissingExtra
+from body3d.commands.shared import DONE, NOBODY, check_device, check_max_people, complain, each
+from body3d.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Lift:
     size: tuple[int, int] | None = None
     """Width and height of the image that keypoint files belong to, in pixels; not needed for photos."""
     weights: Path | None = None
-    """A lifter of `configs/embedded_lifter.py` in place of the shipped one."""
+    """What scripts/ship_lifter.py made of a training of configs/embedded_lifter.py, in place of the shipped lifter."""
     focal: float | None = None
     """Focal length in pixels."""
     fov: float | None = None
@@ -39,17 +39,11 @@ def lift(args: Lift) -> int:
 
     if not args.inputs:
         raise InputError("no photo or keypoint file was given")
+    check_max_people(args.max_people)
     check_device(args.device)
     check_writable(args.out)
     lifter = (load_lifter(args.weights) if args.weights else embedded_lifter()).to(args.device)
-    codes = []
-    for source, name in zip(args.inputs, folder_names(args.inputs), strict=True):
-        try:
-            codes.append(_lift_one(args, lifter, source, args.out / name))
-        except (InputError, MissingExtra) as error:
-            complain(str(error) if str(source) in str(error) else f"{source}: {error}")
-            codes.append(BAD_INPUT)
-    return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
+    return each(args.inputs, args.out, lambda source, folder: _lift_one(args, lifter, source, folder))
 
 
 def _lift_one(args: Lift, lifter, source: Path, folder: Path) -> int:
@@ -57,7 +51,7 @@ def _lift_one(args: Lift, lifter, source: Path, folder: Path) -> int:
     from body3d.lift.results import write_lifted
     from body3d.pipeline import choose_camera, largest_first
 
-    image, exif, detections = None, None, None
+    exif = None
     if source.suffix.lower() == ".json":
         from body3d.detect.files import read_keypoints
 
@@ -83,6 +77,6 @@ def _lift_one(args: Lift, lifter, source: Path, folder: Path) -> int:
     began = time.perf_counter()
     lifted = lift_people(lifter, detections.keypoints, camera.to(args.device))
     seconds = time.perf_counter() - began
-    write_lifted(folder, lifted, detections, camera, focal_source, image)
+    write_lifted(folder, lifted, detections, camera, focal_source)
     print(f"{source}: {len(detections)} lifted in {1000 * seconds:.0f} ms to {folder}/ (focal length {focal_source})")
     return DONE

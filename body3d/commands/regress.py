@@ -7,8 +7,8 @@ from typing import Literal
 
 import tyro
 
-from body3d.commands.shared import BAD_INPUT, DONE, NOBODY, check_device, complain, folder_names
-from body3d.errors import InputError, MissingExtra
+from body3d.commands.shared import DONE, NOBODY, check_device, check_max_people, complain, each
+from body3d.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Regress:
     net: Literal["vnect", "volumetric", "mppe", "dconvmp", "orpm"] = "mppe"
     """The network; orpm looks at the whole photo, the others at a box around each person."""
     weights: Path | None = None
-    """best.pt of a training (`configs/synthetic_*.py` and others), or a published checkpoint."""
+    """best.pt or last.pt of a training (`configs/synthetic_*.py` and others), or a published checkpoint."""
     root_weights: Path | None = None
     """mppe: RootNet's, which says how far away people are; without it the length of their limbs does."""
     boxes: Path | None = None
@@ -54,20 +54,14 @@ def regress(args: Regress) -> int:
         raise InputError("--boxes belongs to one image; give the images one by one")
     if args.boxes is not None and args.net == "orpm":
         raise InputError("--net orpm looks at the whole photo: leave --boxes out")
-    if args.max_people is not None and args.max_people < 1:
-        raise InputError(f"--max-people must be at least 1, got {args.max_people}")
+    if args.flip and args.net == "orpm":
+        raise InputError("--flip averages crops, of which --net orpm has none: leave it out")
+    check_max_people(args.max_people)
     check_device(args.device)
     check_writable(args.out)
     net = read_regressor(args.weights, args.net).to(args.device)
     roots = read_root_finder(args.root_weights).to(args.device) if args.root_weights else None
-    codes = []
-    for source, name in zip(args.images, folder_names(args.images), strict=True):
-        try:
-            codes.append(_regress_one(args, net, roots, source, args.out / name))
-        except (InputError, MissingExtra) as error:
-            complain(str(error) if str(source) in str(error) else f"{source}: {error}")
-            codes.append(BAD_INPUT)
-    return BAD_INPUT if BAD_INPUT in codes else NOBODY if NOBODY in codes else DONE
+    return each(args.images, args.out, lambda source, folder: _regress_one(args, net, roots, source, folder))
 
 
 def _regress_one(args: Regress, net, roots, source: Path, folder: Path) -> int:

@@ -50,16 +50,16 @@ def run_training(args: Train, run: "Run") -> int:
     from body3d.train import train as train_task
 
     check_device(args.device)
-    plan = run.plan
+    if args.epochs is not None and args.epochs < 1:
+        raise InputError(f"--epochs is a number from 1, got {args.epochs}")
     if args.seed is not None:
-        plan = replace(plan, seed=args.seed)
-    if args.epochs is not None:
-        plan = replace(plan, epochs=args.epochs)
-    run = changed(run, "--seed and --epochs", plan=plan)
+        run = changed(run, "--seed", plan=replace(run.plan, seed=args.seed))
     if args.start is not None:
         run = changed(run, "--start", start=args.start)
     folder = args.out or Path("runs") / args.config.stem
     task = run.task(args.data, torch.device(args.device))
+    # The task has read the config's plan: what changes over the training does so as if it went on to its end.
+    plan = run.plan if args.epochs is None else replace(run.plan, epochs=args.epochs)
     log = train_task(task, plan, folder, args.resume, cpu=args.device == "cpu", description=str(args.config))
     print(f"{folder}: {len(log)} epochs, best {log[-1]['best']:.4g}; weights in {folder / BEST}")
     return DONE

@@ -1,6 +1,9 @@
 """`body3d train-lifter` and `scripts/train_lifter.py`: `body3d train` with an option that only lifters have."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
 
 from body3d.commands.train import Train, changed, run_training
 
@@ -9,6 +12,8 @@ from body3d.commands.train import Train, changed, run_training
 class TrainLifter(Train):
     """Train a 2D-to-3D lifter as a config says, and write a run folder with checkpoints, log and curves."""
 
+    config: tyro.conf.Positional[Path]
+    """A file of configs/ that says how a lifter is trained, such as configs/h36m_simple_baseline.py."""
     noisy: bool = False
     """Train and validate on keypoints as the embedded detector would see them."""
 

@@ -14,7 +14,9 @@ class Weights:
     """Bring a detector's weights into the cache folder (BODY3D_CACHE), once."""
 
     action: tyro.conf.Positional[Literal["get"]]
+    """Fetch them, or take them out of --wheel."""
     name: tyro.conf.Positional[Literal["embedded"]]
+    """The detector that needs nothing else: MediaPipe's networks."""
     wheel: Path | None = None
     """The wheel of mediapipe 0.10.21 at hand, instead of a download."""
 

@@ -81,11 +81,12 @@ class AMASS:
 
     def __getitem__(self, i: int) -> Sample:
         k, frame = locate(self._ends, i)
-        return Sample(f"{self.files[k].path.relative_to(self.folder)}/{frame}", params=self.sequence(k)[frame])
+        params = _read(self.files[k], self.fps)[frame].map(Tensor.clone)
+        return Sample(f"{self.files[k].path.relative_to(self.folder)}/{frame}", params=params)
 
     def sequence(self, k: int) -> BodyParams:
         """All frames of file `k` at `fps`: pose (T, 52 or 55, 3), shape (T, S), transl (T, 3), y up."""
-        return _read(self.files[k], self.fps)
+        return _read(self.files[k], self.fps).map(Tensor.clone)
 
 
 def to_y_up(params: BodyParams, pelvis: Float[Tensor, "3"] | Float[Tensor, "*B 3"] | None = None) -> BodyParams:
@@ -95,10 +96,11 @@ def to_y_up(params: BodyParams, pelvis: Float[Tensor, "3"] | Float[Tensor, "*B 3
     lies at rest (metres). Without it the body stands off by a constant vector of the subject, of the pelvis' rest offset's
     size (some 30 cm too low and as far towards -z).
     """
-    root = roma.rotmat_to_rotvec(_TO_Y_UP @ roma.rotvec_to_rotmat(params.pose[..., 0, :]))
+    turn = _TO_Y_UP.to(params.pose)
+    root = roma.rotmat_to_rotvec(turn @ roma.rotvec_to_rotmat(params.pose[..., 0, :]))
     pose = torch.cat([root.unsqueeze(-2), params.pose[..., 1:, :]], -2)
-    offset = torch.zeros(3) if pelvis is None else pelvis
-    transl = (params.transl + offset) @ _TO_Y_UP.mT - offset
+    offset = params.transl.new_zeros(3) if pelvis is None else pelvis
+    transl = (params.transl + offset) @ turn.mT - offset
     return BodyParams(pose, params.shape, transl, params.expression)
 
 
@@ -130,6 +132,7 @@ def _describe(path: Path) -> AMASSFile | None:
 
 @lru_cache(maxsize=4)
 def _read(file: AMASSFile, fps: float) -> BodyParams:
+    """Kept for the next frame that is asked for: callers get copies."""
     arrays = read_npz(file.path, ("poses", "trans", "betas"), _WHAT, _SOURCE)
     frames = file.indices(fps)
     pose = finite(arrays["poses"], (file.frames, 3 * len(file.joints)), file.path, "poses")[frames]

@@ -121,7 +121,7 @@ SETS: dict[str, DataSet] = {
         (
             Form("train", "S1/Seq1/annot.mat", lambda f: _MPI.train(f, "annot3")),
             Form("test", "TS1/annot_data.mat", lambda f: _MPI.test(f, "annot3"), 2929),
-            Form("train, P-STMO's", "data_train_3dhp.npz", lambda f: _MPI.pstmo(f / "data_train_3dhp.npz", "annot3")),
+            Form("train, P-STMO's", "data_train_3dhp.npz", lambda f: _MPI.pstmo(f / "data_train_3dhp.npz", "univ_annot3")),
             Form("test, P-STMO's", "data_test_3dhp.npz", lambda f: _MPI.pstmo(f / "data_test_3dhp.npz", "univ_annot3"), 2929),
         ),
     ),

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from body3d.datasets.reading import locate
+from body3d.datasets.reading import locate, read_npz
 from body3d.errors import InputError
 from body3d.skeletons import H36M17
 from body3d.types import Keypoints3D, Sample
@@ -75,6 +75,7 @@ _ARRAYS = (
     "joint_names", "parents", "offsets_m", "quat", "root_m", "h36m_names", "h36m17_pelvis_m", "h36m17_rel_m",
     "clip_ids", "clip_start", "clip_len", "fps",
 )  # fmt: skip
+_COLUMNS = {"subject", "clip", "description", "frames_30fps", "licence", "file"}
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,17 @@ def clip_index(folder: Path | str) -> tuple[ClipInfo, ...]:
     index = folder / "index.csv"
     if not index.is_file():
         raise InputError(f"{folder} is not a mocap folder: it has no index.csv listing the clips")
-    with index.open(newline="", encoding="utf-8") as lines:
-        table = csv.DictReader(lines)
-        missing = {"subject", "clip", "description", "frames_30fps", "licence", "file"} - set(table.fieldnames or ())
-        if missing:
-            raise InputError(f"{index} lacks the column(s) {', '.join(sorted(missing))}")
-        clips = tuple(_clip_info(row, folder) for row in table)
+    try:
+        with index.open(newline="", encoding="utf-8") as lines:
+            table = csv.DictReader(lines)
+            missing = _COLUMNS - set(table.fieldnames or ())
+            if missing:
+                raise InputError(f"{index} lacks the column(s) {', '.join(sorted(missing))}")
+            clips = tuple(_clip_info(row, folder) for row in table)
+    except InputError:
+        raise
+    except (ValueError, TypeError, csv.Error) as error:  # bytes that are no text, no number of frames, a short row
+        raise InputError(f"{index} is not a whole list of clips ({error})") from error
     for path in sorted({clip.path for clip in clips}):
         if not path.is_file():
             raise InputError(f"{index} names {path.name}, which is not in {folder}")
@@ -324,13 +330,4 @@ def _person(subject: str) -> str:
 
 @lru_cache(maxsize=1)
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _ARRAYS if key not in file.files]
-            if missing:
-                raise InputError(f"{path.name} is not a mocap file: it lacks {', '.join(missing)}")
-            return {key: file[key] for key in _ARRAYS}
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path.name} cannot be read as a mocap npz: {error}") from error
+    return read_npz(path, _ARRAYS, "file of clips", "the folder that its index.csv is of")

@@ -6,7 +6,7 @@ reported. `scale` chooses, always explicitly, and stands in each sample's id. Jo
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from body3d.camera import Camera
@@ -52,6 +52,7 @@ class Recording:
     camera: Camera | None  # None: the file does not say
     frames: tuple[int, ...] = field(repr=False)  # number of each in the video, from 0
     activity: tuple[str, ...] | None = field(default=None, repr=False)  # test set only
+    valid: Bool[Tensor, " T"] | None = field(default=None, repr=False)  # None: all are annotated
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,12 @@ class MPIINF3DHP:
         return MPIINF3DHP(tuple(recordings), MPI_INF_3DHP17, scale)
 
     @staticmethod
-    def pstmo(path: Path | str, scale: Scale) -> "MPIINF3DHP":
-        """data_train_3dhp.npz or data_test_3dhp.npz (its valid frames). 17 joints, no cameras.
+    def pstmo(path: Path | str, scale: Scale, all_frames: bool = False) -> "MPIINF3DHP":
+        """data_train_3dhp.npz or data_test_3dhp.npz. 17 joints, no cameras.
 
-        The files do not say which annotation they hold: `scale` is what the caller knows (published ones: train annot3 or
-        univ_annot3 by version, test univ_annot3) and is only written into the ids.
+        The files do not say which annotation they hold: P-STMO's preparation writes univ_annot3 into both. `scale` is what the
+        caller knows, and is only written into the ids. Of the test file the valid frames alone are read; with `all_frames` the
+        others are, too, as neighbours of valid ones (`Recording.valid` tells them apart; what is NaN in them becomes 0).
         """
         data = read_object(path, "data", "MPI-INF-3DHP as P-STMO prepares it", _PSTMO)
         recordings = []
@@ -139,12 +141,21 @@ class MPIINF3DHP:
                 test = isinstance(entry, dict)
                 for camera, arrays in ({"": entry} if test else entry[0]).items():
                     label = name.replace(" ", "/") + (f"/{camera}" if camera != "" else "")
-                    keep = np.flatnonzero(arrays["valid"]) if test else np.arange(len(arrays["data_2d"]))
-                    xy = finite(np.asarray(arrays["data_2d"])[keep], (len(keep), 17, 2), path, f"{label} data_2d")
-                    xyz = finite(np.asarray(arrays["data_3d"]), (None, 17, 3), path, f"{label} data_3d")
-                    if len(xyz) != len(arrays["data_2d"]):
-                        _uneven(Path(path), f"{label} data_3d", len(xyz), len(arrays["data_2d"]))
-                    recordings.append(_recording(path, label, xy, xyz[keep] / 1000, None, tuple(keep.tolist())))
+                    length = len(arrays["data_2d"])
+                    valid = np.ravel(arrays["valid"]) > 0 if test else np.ones(length, bool)
+                    for key, got in (("data_3d", len(arrays["data_3d"])), ("valid", len(valid))):
+                        if got != length:
+                            _uneven(Path(path), f"{label} {key}", got, length)
+                    keep = np.arange(length) if all_frames else np.flatnonzero(valid)
+                    points = {}
+                    for key, d in (("data_2d", 2), ("data_3d", 3)):
+                        array = np.array(arrays[key])
+                        array[~valid] = np.nan_to_num(array[~valid])
+                        points[key] = finite(array[keep], (None, 17, d), path, f"{label} {key}")
+                    recording = _recording(
+                        path, label, points["data_2d"], points["data_3d"] / 1000, None, keep.tolist()
+                    )
+                    recordings.append(replace(recording, valid=torch.from_numpy(valid[keep])))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise InputError(f"{path} is not laid out as P-STMO's file ({error!r}); see {_PSTMO}") from error
         return MPIINF3DHP(tuple(recordings), MPI_INF_3DHP17, scale)

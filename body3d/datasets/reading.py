@@ -1,7 +1,6 @@
 """What the readers of downloaded files share: arrays out of archives without running pickles, and checks that name the file."""
 
 import zipfile
-import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,21 +25,22 @@ def existing(path: Path | str, what: str, source: str) -> Path:
     return path
 
 
-def read_npz(path: Path | str, keys: Sequence[str], what: str, source: str) -> dict[str, np.ndarray]:
-    """Those arrays of an .npz. InputError if the file is missing, not such a file, cut short, or lacks a key."""
+def read_npz(path: Path | str, keys: Sequence[str] | None, what: str, source: str) -> dict[str, np.ndarray]:
+    """Those arrays of an .npz (None: all). InputError if the file is missing, not such a file, cut short, or lacks a key."""
     path = existing(path, what, source)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in keys if key not in archive.files]
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            wanted = archive.files if keys is None else keys
+            missing = [key for key in wanted if key not in archive.files]
             if missing:
                 raise InputError(
                     f"{path} has no {', '.join(map(repr, missing))}, only {', '.join(archive.files)}; "
                     f"{what} was expected, from {source}"
                 )
-            return {key: archive[key] for key in keys}
+            return {key: archive[key] for key in wanted}
     except InputError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # a broken archive may raise anything, and what is no archive, too
         raise InputError(f"{path} cannot be read as {what} ({_first_line(error)}); it comes from {source}") from error
 
 
@@ -70,7 +70,7 @@ def read_object(path: Path | str, key: str, what: str, source: str) -> Any:
 
 
 def finite(array: np.ndarray, shape: Sequence[int | None], path: Path | str, key: str) -> Tensor:
-    """The array in float32. InputError if its shape is not `shape` (None: any length) or an entry is NaN or infinite."""
+    """A copy of the array in float32. InputError if its shape is not `shape` (None: any length) or an entry is NaN or infinite."""
     array = np.asarray(array)
     wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
     if len(array.shape) != len(shape) or any(w not in (None, n) for n, w in zip(array.shape, shape, strict=True)):
@@ -81,7 +81,7 @@ def finite(array: np.ndarray, shape: Sequence[int | None], path: Path | str, key
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise InputError(f"{path}: {key} has {int(bad.sum())} entries that are NaN or infinite, the first at {where}")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
 
 
 def locate(ends: Sequence[int], i: int) -> tuple[int, int]:

@@ -19,18 +19,19 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from body3d.body.definitions import H36M17_ON_BODY, Mixture, mixing_matrix, mixtures
+from body3d.body.definitions import NAMED_ON_BODY, mixing_matrix, mixtures
 from body3d.body.model import BodyModel
 from body3d.body.priors import MaxMixturePrior
 from body3d.camera import Camera
 from body3d.datasets.mocap import is_held_out
+from body3d.datasets.reading import read_npz
 from body3d.datasets.synthetic_draw import IN_FRONT, Canvas, Person
 from body3d.datasets.synthetic_look import Light, Outfit, backdrop, photo, tile
 from body3d.datasets.synthetic_mesh import coarse_faces
 from body3d.datasets.synthetic_stage import Stage, about_y, stand, viewpoint
 from body3d.datasets.synthetic_things import boxes_around, finish, put_in_front, shadow
 from body3d.errors import InputError
-from body3d.skeletons import MUPOTS17, SMPLX55, JointSet
+from body3d.skeletons import MUPOTS17, SMPL22, SMPLX55, JointSet
 from body3d.types import BodyParams, Boxes, Keypoints2D, Keypoints3D, Sample
 
 __all__ = ["Scene", "Synthetic"]
@@ -38,10 +39,7 @@ __all__ = ["Scene", "Synthetic"]
 PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.webp")
 MIN_SIZE = 32  # pixels
 ON_SKIN = 0.006  # m from the skin: a point of the surface, hidden by whatever of the body is before it
-BODY_JOINTS = 22  # of the tree, without jaw, eyes and hands
-
-# Points that the body has under no name of its own; Human3.6M's mixtures for all sets that are not the body's tree.
-_SPECIAL: dict[str, Mixture] = H36M17_ON_BODY | {f"{s}_hand": {f"{s}_middle1": 1.0} for s in ("left", "right")}
+BODY_JOINTS = len(SMPL22)  # of the tree, without jaw, eyes and hands
 
 
 @dataclass(frozen=True)
@@ -261,7 +259,7 @@ class _Points:
 def _points_of(joints: JointSet) -> _Points:
     """How the joints come from the body's points; raises InputError for a set of which none do."""
     model = BodyModel.open()
-    found = mixtures(model.keypoints, joints, {} if joints is SMPLX55 else _SPECIAL)
+    found = mixtures(model.keypoints, joints, {} if joints is SMPLX55 else NAMED_ON_BODY)
     if not found:
         raise InputError(f"the open body has none of the points of {joints.name}")
     matrix = np.zeros((len(joints), len(model.keypoints)))
@@ -313,7 +311,7 @@ def _hand_rows(side: str) -> list[int]:
     return [i for i, name in enumerate(SMPLX55.names) if name.startswith(f"{side}_") and name[-1].isdigit()]
 
 
-_FLIP = SMPLX55.flip[:BODY_JOINTS]
+_FLIP = SMPL22.flip
 
 
 @cache
@@ -330,11 +328,13 @@ def read_poses(path: Path, held_out: bool) -> np.ndarray:
         raise InputError(
             f"{path} is missing: make it with scripts/retarget_mocap.py, or go without for poses of the prior"
         )
+    file = read_npz(
+        path, ("subject", "clip", "pose", "plausible"), "a file of retargeted poses", "scripts/retarget_mocap.py"
+    )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            subject = np.array([is_held_out(str(s)) for s in file["subject"]])
-            pose = file["pose"][(subject[file["clip"]] == held_out) & file["plausible"]]
-    except (OSError, ValueError, KeyError, IndexError) as error:
+        subject = np.array([is_held_out(str(s)) for s in file["subject"]])
+        pose = file["pose"][(subject[file["clip"]] == held_out) & file["plausible"]]
+    except (ValueError, IndexError) as error:
         raise InputError(f"{path} is not a file of scripts/retarget_mocap.py: {error}") from error
     if pose.ndim != 3 or pose.shape[1:] != (BODY_JOINTS, 3) or not len(pose):
         raise InputError(f"{path}: poses of {BODY_JOINTS} joints were expected, found {pose.shape}")

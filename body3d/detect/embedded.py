@@ -6,11 +6,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from body3d.detect.body import Pose
+from body3d.detect.boxes import checked
 from body3d.detect.details import find_face, find_hands
 from body3d.detect.people import find_people, person_in_box
 from body3d.detect.tflite import Networks, load_networks
 from body3d.errors import InputError
-from body3d.skeletons import COCO_WHOLEBODY133, FACE68, HAND21, MEDIAPIPE33
+from body3d.skeletons import COCO_WHOLEBODY133, FACE68, FEET23, HAND21, MEDIAPIPE33
 from body3d.types import Boxes, Detections, Keypoints2D, Keypoints3D
 from body3d.weights import embedded_folder
 
@@ -33,16 +34,17 @@ def detect_embedded(
     `max_people` keeps those that stand out most by size and score. With `boxes` (pixels) there is no search: one person
     per box, in the boxes' order. Confidence 0 marks what was not seen; the small toes are always 0, because these
     networks do not know them. The networks are fetched at the first call; `InputError` says what to do where that
-    cannot be.
+    cannot be, and which box is empty, not finite or wholly outside the image.
     """
     pixels = np.ascontiguousarray(image if isinstance(image, np.ndarray) else image.cpu().numpy())
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise InputError(f"image: got {pixels.dtype} {pixels.shape}, expected uint8 RGB (H, W, 3)")
+    given = None if boxes is None else checked(boxes, pixels.shape[:2])
     networks = load_networks(embedded_folder())
-    if boxes is None:
+    if given is None:
         poses = find_people(networks, pixels, max_people)
     else:
-        poses = [person_in_box(networks, pixels, box) for box in boxes.xyxy.reshape(-1, 4).double().cpu().numpy()]
+        poses = [person_in_box(networks, pixels, box) for box in given.double().numpy()]
     people = [whole_body(networks, pixels, pose) for pose in poses]
     n = len(people)
     xy = np.array([p[0] for p in people]).reshape(n, len(COCO_WHOLEBODY133), 2)
@@ -52,7 +54,7 @@ def detect_embedded(
     found = Boxes(tensor([around(*p) for p in people]).reshape(n, 4), tensor([p.score for p in poses]))
     return Detections(
         Keypoints2D(tensor(xy), tensor(conf), COCO_WHOLEBODY133),
-        found if boxes is None else Boxes(boxes.xyxy.reshape(-1, 4).float().cpu(), found.score),
+        found if given is None else Boxes(given, found.score),
         Keypoints3D(tensor(world), tensor(world_conf), MEDIAPIPE33, "root"),
     )
 
@@ -72,7 +74,7 @@ def whole_body(
         xy[at], conf[at] = points, weight
 
     # BlazePose's eye corners and knuckles are left to the face and hand networks.
-    body = tuple(n for n in COCO_WHOLEBODY133.names[:23] if n in MEDIAPIPE33)
+    body = tuple(n for n in FEET23.names if n in MEDIAPIPE33)
     rows = MEDIAPIPE33.indices(body)
     put(body, pose.xy[rows], pose.conf[rows])
     if (face := find_face(networks, image, pose)) is not None:

@@ -1,7 +1,6 @@
 """Keypoints that somebody else detected: OpenPose's JSON and COCO's result and annotation JSON."""
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from body3d import skeletons
 from body3d.errors import InputError
-from body3d.skeletons import BODY25, COCO17, COCO_WHOLEBODY133, FACE68, HAND21, OPENPOSE137, JointSet
+from body3d.joint_set import JointSet
+from body3d.skeletons import BODY25, COCO17, COCO_WHOLEBODY133, FACE68, HAND21, OPENPOSE137
 from body3d.types import Boxes, Detections, Keypoints2D
 
 __all__ = ["coco_results", "read_keypoints"]
@@ -40,15 +41,15 @@ def read_keypoints(path: Path | str, image: Path | str | int | None = None) -> D
 
     A COCO file holds many images: `image` says which, by file name (its folder and ending do not matter) or id; not
     needed where the file speaks of one image only. OpenPose files become `OPENPOSE137`, with confidence 0 for the parts
-    that were not detected; COCO's stay in COCO's sets. A file in which nobody was found gives no people; `InputError`
-    names the file and the key of anything that is not as it should be.
+    that were not detected; COCO's stay in COCO's sets, or in the one that `coco_results` was given. A file in which
+    nobody was found gives no people; `InputError` names the file and the key of anything that is not as it should be.
     """
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read it ({error.strerror or error})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or a number of thousands of digits
         raise InputError(f"{path}: not a JSON file ({error})") from error
     if isinstance(content, dict) and "people" in content:
         return _openpose(path, content["people"])
@@ -64,18 +65,27 @@ def read_keypoints(path: Path | str, image: Path | str | int | None = None) -> D
 
 # ---- OpenPose ------------------------------------------------------------------------------------------------------
 def coco_results(detections: Detections, image: str) -> list[dict[str, Any]]:
-    """The people of one image as COCO results, which `read_keypoints` reads; the image's id is the stem of its name."""
+    """The people of one image as COCO results, which `read_keypoints` reads; the image's id is the stem of its name.
+
+    `keypoints` are COCO's 17 or COCO-WholeBody's 133. From another joint set they are converted to the 17, and what was found
+    stands beside them: `joint_names`, and `points` with x, y and confidence of each.
+    """
+    found, boxes = detections.keypoints, detections.boxes
+    foreign = found.joints not in (COCO17, COCO_WHOLEBODY133)
+    coco = found.convert(COCO17) if foreign else found
     people = []
-    for xy, conf, (x0, y0, x1, y1), score in zip(
-        detections.keypoints.xy.tolist(), detections.keypoints.conf.tolist(),
-        detections.boxes.xyxy.tolist(), detections.boxes.score.tolist(), strict=True,
-    ):  # fmt: skip
-        points = [round(v, 3) for (x, y), c in zip(xy, conf, strict=True) for v in (x, y, c)]
+    for n, ((x0, y0, x1, y1), score) in enumerate(zip(boxes.xyxy.tolist(), boxes.score.tolist(), strict=True)):
         box = [round(v, 2) for v in (x0 + 0.5, y0 + 0.5, x1 - x0, y1 - y0)]  # COCO counts from the corner of a pixel
-        people.append(
-            {"image_id": Path(image).stem, "category_id": 1, "keypoints": points, "score": round(score, 4), "bbox": box}
-        )
+        entry: dict[str, Any] = {"image_id": Path(image).stem, "category_id": 1, "keypoints": _triplets(coco[n])}
+        entry |= {"score": round(score, 4), "bbox": box}
+        if foreign:
+            entry |= {"joint_names": list(found.joints.names), "points": _triplets(found[n])}
+        people.append(entry)
     return people
+
+
+def _triplets(person: Keypoints2D) -> list[float]:
+    return [round(v, 3) for v in torch.cat([person.xy, person.conf[:, None]], -1).flatten().tolist()]
 
 
 def _openpose(path: Path, people: Any) -> Detections:
@@ -110,8 +120,9 @@ def _coco_annotations(path: Path, content: dict, image: Path | str | int | None)
     names = {}
     for i, one in enumerate(_list(path, "images", content.get("images", []))):
         one = _object(path, f"images[{i}]", one)
-        names[one.get("id")] = str(one.get("file_name", ""))
-    wanted = _choose(path, {e.get("image_id") for e in entries} | set(names), names, image)
+        names[_id(path, f"images[{i}].id", one.get("id"))] = str(one.get("file_name", ""))
+    ids = {_id(path, f"annotations[{i}].image_id", e.get("image_id")) for i, e in enumerate(entries)}
+    wanted = _choose(path, ids | set(names), names, image)
     labelled = [
         (f"annotations[{i}]", e)
         for i, e in enumerate(entries)
@@ -130,7 +141,8 @@ def _coco_results(path: Path, content: list, image: Path | str | int | None) -> 
     entries = [_object(path, f"[{i}]", e) for i, e in enumerate(content)]
     if entries and not any("keypoints" in e for e in entries):
         raise InputError(f"{path}: COCO results without 'keypoints' (its entries have {', '.join(sorted(entries[0]))})")
-    wanted = _choose(path, {e.get("image_id") for e in entries}, {}, image) if entries else None
+    ids = {_id(path, f"[{i}].image_id", e.get("image_id")) for i, e in enumerate(entries)}
+    wanted = _choose(path, ids, {}, image)
     detections = _coco_people(path, [(f"[{i}]", e) for i, e in enumerate(entries) if e.get("image_id") == wanted])
     keypoints = detections.keypoints
     return Detections(Keypoints2D(keypoints.xy, keypoints.conf.clamp(0, 1), keypoints.joints), detections.boxes)
@@ -138,45 +150,79 @@ def _coco_results(path: Path, content: list, image: Path | str | int | None) -> 
 
 def _coco_people(path: Path, entries: list[tuple[str, dict]]) -> Detections:
     rows, boxes, scores = [], [], []
+    joints = _foreign_joints(path, entries)
     for where, entry in entries:
-        if "keypoints" not in entry:
-            raise InputError(f"{path}: {where} has no 'keypoints'")
-        points = _points(path, f"{where}.keypoints", entry["keypoints"], [len(COCO17), len(COCO_WHOLEBODY133)])
-        if len(points) == len(COCO17) and any(key in entry for key, _ in _WHOLEBODY):
-            parts = [
-                _points(path, f"{where}.{key}", entry[key], [n]) if key in entry else torch.zeros(n, 3)
-                for key, n in _WHOLEBODY
-            ]
-            points = torch.cat([points, *parts])
+        if joints is None:
+            points = _coco_points(path, where, entry)
+        else:
+            points = _points(path, f"{where}.points", entry["points"], [len(joints)])
         rows.append(points)
         boxes.append(_box(path, f"{where}.bbox", entry["bbox"]) if entry.get("bbox") else _around(points))
         score = entry.get("score", 1.0)
         if not _number(score):
             raise InputError(f"{path}: {where}.score is {_kind(score)}, expected a number")
         scores.append(float(score))
-    joints = COCO_WHOLEBODY133 if any(len(r) > len(COCO17) for r in rows) else COCO17
+    if joints is None:
+        joints = COCO_WHOLEBODY133 if any(len(r) > len(COCO17) for r in rows) else COCO17
     full = torch.zeros(len(rows), len(joints), 3)
     for i, row in enumerate(rows):
         full[i, : len(row)] = row
     return _detections(full, joints, torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores))
 
 
+def _coco_points(path: Path, where: str, entry: dict) -> Float[Tensor, "J 3"]:
+    """17 or 133 keypoints of one person."""
+    if "keypoints" not in entry:
+        raise InputError(f"{path}: {where} has no 'keypoints'")
+    points = _points(path, f"{where}.keypoints", entry["keypoints"], [len(COCO17), len(COCO_WHOLEBODY133)])
+    if len(points) == len(COCO17) and any(key in entry for key, _ in _WHOLEBODY):
+        parts = [
+            _points(path, f"{where}.{key}", entry[key], [n]) if key in entry else torch.zeros(n, 3)
+            for key, n in _WHOLEBODY
+        ]
+        points = torch.cat([points, *parts])
+    return points
+
+
+def _foreign_joints(path: Path, entries: list[tuple[str, dict]]) -> JointSet | None:
+    """The joints of the `points` that `coco_results` put beside COCO's; None unless everybody has them, of the same joints."""
+    named = [entry["joint_names"] for _, entry in entries if "joint_names" in entry and "points" in entry]
+    if not named or len(named) < len(entries) or any(names != named[0] for names in named):
+        return None
+    where = f"{entries[0][0]}.joint_names"
+    names = tuple(_list(path, where, named[0]))
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError(f"{path}: {where} are not names that differ")
+    known = (joints for joints in vars(skeletons).values() if isinstance(joints, JointSet))
+    return next((joints for joints in known if joints.names == names), JointSet(path.name, names, (-1,) * len(names)))
+
+
 def _choose(path: Path, ids: set, names: dict[Any, str], image: Path | str | int | None) -> Any:
-    """The id of the wanted image among those that the file speaks of."""
+    """The id of the wanted image among those that the file speaks of; None if there are none."""
+    if not ids:
+        return None
     if image is None and len(ids) == 1:
         return next(iter(ids))
     some = ", ".join(str(names.get(i) or i) for i in sorted(ids, key=str)[:5]) + (", …" if len(ids) > 5 else "")
     if image is None:
         raise InputError(f"{path}: {len(ids)} images in it; name the one wanted ({some})")
     stem = Path(str(image)).stem
-    by_name = [i for i in ids if i == image or str(i) == stem or (names.get(i) and Path(names[i]).stem == stem)]
+    own = lambda i: Path(names[i]).stem if names.get(i) else str(i)
     # COCO's own files are named after their id: 000000000785.jpg, COCO_val2014_000000000192.jpg.
-    digits = re.search(r"(\d+)$", stem)
-    by_number = [i for i in ids if digits and isinstance(i, int) and i == int(digits[1])]
-    for found in (by_name, by_number):
-        if found:
+    number = _last_number(stem)
+    for fits in (
+        lambda i: i == image or str(i) == str(image),
+        lambda i: own(i) == stem,
+        lambda i: number is not None and i == number == _last_number(own(i)),
+    ):
+        if found := [i for i in ids if fits(i)]:
             return found[0]
-    raise InputError(f"{path}: nothing about the image {Path(str(image)).name!r}; it speaks of {some or 'no image'}")
+    raise InputError(f"{path}: nothing about the image {Path(str(image)).name!r}; it speaks of {some}")
+
+
+def _last_number(name: str) -> int | None:
+    digits = re.search(r"\d+$", name)
+    return int(digits[0]) if digits else None
 
 
 # ---- reading values ------------------------------------------------------------------------------------------------
@@ -225,7 +271,14 @@ def _around(points: Float[Tensor, "K 3"]) -> list[float]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A number that single precision holds, too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e30 < value < 1e30
+
+
+def _id(path: Path, where: str, value: Any) -> int | float | str | None:
+    if not isinstance(value, int | float | str | None):
+        raise InputError(f"{path}: {where} is {_kind(value)}, expected a number or a name")
+    return value
 
 
 def _list(path: Path, where: str, value: Any) -> list:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from body3d.codecs.base import Places
 from body3d.crop import apply, box_to_crop, crop_matrix, invert
+from body3d.detect.boxes import checked
 from body3d.detect.pose_nms import PaperRule, ReleasedRule, merge_detections
-from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.posenet import PoseNet
 from body3d.types import Boxes, Detections, Keypoints2D
@@ -38,7 +37,7 @@ def detect_topdown(
     device = next((p.device for p in net.parameters()), torch.device("cpu"))  # a network in a file of its own has none
     places: Places = getattr(net.codec, "places", "pixel")
     owner = [i for i, found in enumerate(boxes) for _ in range(len(found.xyxy))]
-    given = [_checked(found, image.shape[:2]) for image, found in zip(images, boxes, strict=True)]
+    given = [checked(found, image.shape[:2]) for image, found in zip(images, boxes, strict=True)]
     xyxy = torch.cat([*given, torch.zeros(0, 4)])
     centre, width = box_to_crop(xyxy, net.size, padding)
     matrix = crop_matrix(centre, width, torch.zeros_like(width), net.size, places)
@@ -61,16 +60,3 @@ def detect_topdown(
         for x, c, box in people
     ]
     return found if nms is None else [merge_detections(some, nms) for some in found]
-
-
-def _checked(boxes: Boxes, size: tuple[int, int]) -> Float[Tensor, "N 4"]:
-    xyxy = boxes.xyxy.reshape(-1, 4).float().cpu()
-    inside = (xyxy[:, :2] < xyxy.new_tensor([size[1], size[0]])) & (xyxy[:, 2:] > 0)
-    good = xyxy.isfinite().all(-1) & (xyxy[:, 2:] > xyxy[:, :2]).all(-1) & inside.all(-1)
-    if not good.all():
-        bad = int((~good).nonzero()[0])
-        raise InputError(
-            f"box {bad} is {[round(v, 1) for v in xyxy[bad].tolist()]}: x0 y0 x1 y1 in pixels, with x0 < x1 and y0 < y1 and "
-            f"some of it inside the image of {size[1]} x {size[0]} was expected"
-        )
-    return xyxy

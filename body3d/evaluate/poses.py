@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from body3d import skeletons
-from body3d.datasets.reading import existing
+from body3d.datasets.reading import read_npz
 from body3d.errors import InputError
 from body3d.skeletons import JointSet, convert_points
 
@@ -67,14 +67,9 @@ class Poses:
 
 def read_poses(path: Path | str, key: str) -> Poses:
     """Poses of the kind `key` ("xyz", "xy", "vertices"). InputError names the file, the key and what is wrong with it."""
-    path = existing(
-        path, "file of poses", "a prediction or a conversion of the ground truth; see body3d.evaluate.poses"
-    )
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # a broken archive may raise anything
-        raise InputError(f"{path} cannot be read as .npz ({str(error).splitlines()[0]})") from error
+    path = Path(path)
+    source = "a prediction or a conversion of the ground truth; see body3d.evaluate.poses"
+    arrays = read_npz(path, None, "file of poses", source)
     if key not in arrays:
         raise InputError(f"{path} has no {key!r}, only {', '.join(arrays)}")
     d = 2 if key == "xy" else 3
@@ -87,6 +82,8 @@ def read_poses(path: Path | str, key: str) -> Poses:
     conf = arrays.get("conf", np.ones((count, width)))
     if conf.shape != (count, width):
         raise InputError(f"{path}: conf is {conf.shape}, where {(count, width)} was expected, as {key} has")
+    if conf.dtype.kind not in "fiub" or not (np.isfinite(conf) & (conf >= 0)).all():
+        raise InputError(f"{path}: conf must be finite numbers from 0")
     bad = ~np.isfinite(points).all(-1) & (conf > 0)
     if bad.any():
         i, j = (int(v) for v in np.argwhere(bad)[0])

@@ -12,8 +12,8 @@ from body3d.evaluate.poses import Poses, same_people
 from body3d.evaluate.result import Figure, Result, averaged
 from body3d.geometry import align
 from body3d.metrics import pck
-from body3d.metrics.mpjpe import joint_errors, root_relative
-from body3d.metrics.pck3d import COUNTED14, pck3d_abs_rel, root_ap
+from body3d.metrics.mpjpe import joint_errors, masked_mean, root_relative
+from body3d.metrics.pck3d import COUNTED14, correct_people, root_ap
 from body3d.skeletons import H36M17, LSP14, MPI_INF_3DHP17, MPII16, MUPOTS17, JointSet
 
 __all__ = ["PROTOCOLS", "Protocol", "evaluate"]
@@ -48,9 +48,18 @@ def evaluate(name: str, predicted: Poses, truth: Poses) -> Result:
         raise InputError(
             f"{predicted.source} has {predicted.points.shape[1]} points a pose, {truth.source} {truth.points.shape[1]}"
         )
-    if lacking := [j for j, known in enumerate(predicted.conf.any(0)) if not known and truth.conf[:, j].any()]:
+    if not (truth.conf > 0).any():
+        raise InputError(f"{truth.source} has no point with a conf above 0: there is nothing to compare with")
+    wanted = (truth.conf > 0) if protocol.paired else (truth.conf > 0).any(0)
+    lost = wanted & ~(predicted.conf > 0)
+    if lost.any():
+        lacking = lost.any(0).nonzero()[:, 0].tolist()
         names = f"points {lacking[:5]}" if truth.joints is None else ", ".join(truth.joints.names[j] for j in lacking)
-        raise InputError(f"{predicted.source} has no {names}, which {name} counts")
+        rows = lost.any(1).nonzero()[:, 0].tolist()
+        where = (
+            "" if len(rows) == len(predicted) else f" in {len(rows)} poses (conf is 0), the first is number {rows[0]}"
+        )
+        raise InputError(f"{predicted.source} has no {names}, which {name} counts{where}")
     return Result(name, protocol.about, protocol.figures(predicted, truth))
 
 
@@ -87,40 +96,48 @@ def _root_position(predicted: Poses, truth: Poses) -> tuple[Figure, ...]:
     joints = _set(truth)
     row = joints.parents.index(-1) if "pelvis" not in joints else joints.index("pelvis")
     difference = MM * (predicted.points[:, row] - truth.points[:, row])
+    conf = truth.conf[:, row, None]
     values = {"MRPE": difference.norm(dim=-1), **{f"MRPE {a}": difference[:, i].abs() for i, a in enumerate("xyz")}}
     name = joints.names[row]
     return tuple(
-        _summary(key, "mm", value[:, None], truth, None, "none", "none", columns=(name,))
+        _summary(key, "mm", value[:, None], truth, None, "none", "none", columns=(name,), conf=conf)
         for key, value in values.items()
     )
 
 
 def _several_people(predicted: Poses, truth: Poses) -> tuple[Figure, ...]:
-    """MuPoTS-3D: people of an image are matched by their roots."""
+    """MuPoTS-3D: people of an image are matched by their roots, joints count over all people."""
     for poses, needs in ((predicted, "images"), (truth, "images")):
         if needs not in poses.text:
             raise InputError(f"{poses.source} has no `images`: which image each person stands in")
+    truth = truth.pick((truth.conf > 0).any(1).nonzero()[:, 0].tolist())  # of the others nothing is known
     scores = predicted.extra.get("scores", torch.ones(len(predicted), dtype=torch.float64))
     root = _set(truth).index("pelvis")
+    for poses in (predicted, truth):
+        _rooted(poses, "pelvis")  # people are matched by it: raises if one's is unknown
     groups = {image: ([], []) for image in dict.fromkeys(truth.text["images"])}
     for which, poses in enumerate((predicted, truth)):
         for i, image in enumerate(poses.text["images"]):
             if image in groups:
                 groups[image][which].append(i)
-    rows = [pck3d_abs_rel(predicted.points[p], truth.points[t], root, REACH) for p, t in groups.values()]
-    found = torch.tensor(rows, dtype=torch.float64)
-    names = ("3DPCK_abs@150mm", "3DPCK_rel@150mm", "3DPCK_rel@150mm of matched people")
-    joints, images = f"{_set(truth).name} ({len(_set(truth))})", len(groups)
-    shares = [
-        Figure(name, "%", joints, "none" if "abs" in name else "pelvis", "none", 100 * column.nanmean().item(), images)
-        for name, column in zip(names, found.unbind(1), strict=True)
-    ]
+    right = [correct_people(predicted.points[p], truth.points[t], root, REACH) for p, t in groups.values()]
+    absolute, relative, matched = (torch.cat(parts) for parts in zip(*right, strict=True))
+    truth = truth.pick([i for _, t in groups.values() for i in t])  # in the order of the images
+    share = lambda name, values, of: _summary(
+        name, "%", 100 * values.double(), of, COUNTED14, "none" if "abs" in name else "pelvis", "none", by_pose=False
+    )
+    found = matched.nonzero()[:, 0].tolist()
+    shares = (
+        share("3DPCK_abs@150mm", absolute, truth),
+        share("3DPCK_rel@150mm", relative, truth),
+        share("3DPCK_rel@150mm of matched people", relative[found], truth.pick(found)),
+    )
     ap = root_ap(
         [predicted.points[p, root] for p, _ in groups.values()],
         [scores[p] for p, _ in groups.values()],
-        [truth.points[t, root] for _, t in groups.values()],
+        [points[:, root] for points in truth.points.split([len(t) for _, t in groups.values()])],
     )
-    return *shares, Figure("root AP@25cm", "%", "pelvis", "none", "none", 100 * ap, images)
+    return *shares, Figure("root AP@25cm", "%", "pelvis", "none", "none", 100 * ap, len(groups))
 
 
 def _mesh(predicted: Poses, truth: Poses) -> tuple[Figure, ...]:
@@ -128,14 +145,14 @@ def _mesh(predicted: Poses, truth: Poses) -> tuple[Figure, ...]:
     about = f"{len(columns)} vertices"
 
     def figure(name: str, p: Tensor, t: Tensor, root: str, alignment: str) -> Figure:
-        values = (MM * joint_errors(p, t)).mean(-1, keepdim=True)
-        return _summary(name, "mm", values, truth, None, root, alignment, columns=(about,), conf=truth.conf[:, :1])
+        values = MM * masked_mean(joint_errors(p, t), truth.conf)[:, None]
+        return _summary(name, "mm", values, truth, None, root, alignment, columns=(about,))
 
     figures = [figure("PVE, camera space", predicted.points, truth.points, "none", "none")]
     if "root" in predicted.extra and "root" in truth.extra:
         p, t = (poses.points - poses.extra["root"][:, None] for poses in (predicted, truth))
         figures.append(figure("PVE", p, t, "given root", "none"))
-    aligned = align(predicted.points, truth.points, None, True)
+    aligned = align(predicted.points, truth.points, truth.conf, True)
     return *figures, figure("PA-PVE", aligned, truth.points, "none", "similarity")
 
 
@@ -187,8 +204,9 @@ def _pck2d(
 
 def _torso(truth: Poses) -> Float[Tensor, " N"]:
     joints = _set(truth)
-    ends = joints.indices(("left_shoulder", "right_hip"))
-    if not (truth.conf[:, ends] > 0).all():
+    names = ("left_shoulder", "right_hip")
+    ends = joints.indices(names) if all(name in joints for name in names) else []
+    if not ends or not (truth.conf[:, ends] > 0).all():
         raise InputError(f"{truth.source}: PCK by the torso needs left_shoulder and right_hip of everybody")
     return pck.torso_size(truth.points, joints)
 
@@ -217,7 +235,20 @@ def _set(poses: Poses) -> JointSet:
 
 
 def _rooted(poses: Poses, root: str | None) -> Float[Tensor, "N J 3"]:
-    return poses.points if root is None else root_relative(poses.points, _set(poses).index(root))
+    """From that joint (None: as they stand). InputError if the set lacks it, or a pose that has other joints does."""
+    if root is None:
+        return poses.points
+    joints = _set(poses)
+    if root not in joints:
+        raise InputError(f"{poses.source}: {joints.name} has no {root}, from which the errors are measured")
+    row = joints.index(root)
+    known = poses.conf > 0
+    if lost := (known.any(1) & ~known[:, row]).nonzero()[:, 0].tolist():
+        raise InputError(
+            f"{poses.source} has no {root} in {len(lost)} poses (conf is 0), the first is number {lost[0]}: "
+            "errors are measured from it; leave such poses out"
+        )
+    return root_relative(poses.points, row)
 
 
 def _summary(
@@ -268,7 +299,12 @@ PROTOCOLS: dict[str, Protocol] = {
     "3dhp-17": Protocol(
         "MPI-INF-3DHP with all 17 joints, as many papers count", "xyz", MPI_INF_3DHP17, _3dhp(MPI_INF_3DHP17.names)
     ),
-    "mupots": Protocol("MuPoTS-3D: several people, matched by their roots", "xyz", MUPOTS17, _several_people, paired=False),
+    "mupots": Protocol(
+        "MuPoTS-3D: 3DPCK over 14 joints and all people (give each one's sequence as `actions` for the mean of sequences). Unlike "
+        "the official script it matches people by roots in space, not by joints in the image, and keeps predicted limb lengths, "
+        "which that script makes the true ones",
+        "xyz", MUPOTS17, _several_people, paired=False,
+    ),
     "mrpe": Protocol("the root's absolute position", "xyz", None, _root_position),
     "motion": Protocol("errors of velocity and acceleration, root-relative", "xyz", None, _motion),
     "mesh": Protocol("per-vertex errors of meshes of one topology", "vertices", None, _mesh),

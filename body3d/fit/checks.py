@@ -37,7 +37,7 @@ def focal_warning(camera: Camera, keypoints: Keypoints2D | None = None) -> str |
 
 
 def check_camera(camera: Camera) -> None:
-    """InputError for a camera that projects nothing."""
+    """InputError for a camera that projects nothing, and for one that is turned or moved: fits are in the camera's own frame."""
     K = camera.K
     if K.shape != (3, 3):
         raise InputError(f"one camera is expected for all people of a photo, K of shape (3, 3); got {tuple(K.shape)}")
@@ -48,6 +48,10 @@ def check_camera(camera: Camera) -> None:
         )
     if camera.distortion is not None and not camera.distortion.isfinite().all():
         raise InputError("the camera's distortion holds numbers that are not finite")
+    if not (torch.equal(camera.R, torch.eye(3).to(camera.R)) and (camera.t == 0).all()):
+        raise InputError(
+            "a fit is in the camera's own frame: R = 1 and t = 0 are expected; turn and move its results instead"
+        )
 
 
 def check_height(height: float | None) -> None:

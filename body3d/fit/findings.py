@@ -2,21 +2,28 @@
 further than people's, limbs that nobody saw."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import compress
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from body3d.body.definitions import Mixture, mixing_matrix
+from body3d.body.model import BodyModel
 from body3d.body.priors import BENDING
-from body3d.skeletons import JointSet
-from body3d.types import BodyParams
+from body3d.fit.problem import IGNORED, SWAPS, swapped
+from body3d.skeletons import FACE68, HAND_POINTS, JointSet
+from body3d.types import BodyParams, FitResult
 
-__all__ = ["LIMITS", "Findings", "find", "implausible"]
+__all__ = ["LIMITS", "implausible", "measured", "unseen"]
 
 CONFIDENT = 0.3
 KEYPOINT_SIGMA = 0.02  # of a standing person's height: what a good keypoint errs by
 UNEXPLAINED = 3.0  # standard deviations
+MISSED = 0.05  # of a standing person's height: a larger median distance is a warning
+NOT_COMPARED = IGNORED.union(FACE68.names, *HAND_POINTS.values())  # keypoints that `reprojection_px` leaves out
 
 # What keypoints belong to which limb, by what their names hold after the side.
 _LIMBS = {
@@ -34,14 +41,6 @@ LIMITS: dict[str, float] = {
     "neck": 75, "head": 65, "collar": 50, "shoulder": 150, "elbow": 165, "wrist": 100,
 }  # fmt: skip
 BACKWARDS = 15.0
-
-
-@dataclass(frozen=True)
-class Findings:
-    limb_px: dict[str, float]  # median distance of a limb's known keypoints
-    unexplained: tuple[str, ...]  # confident keypoints that lie further off than `UNEXPLAINED` deviations
-    implausible: tuple[str, ...]  # in words
-    warnings: tuple[str, ...]
 
 
 def limb_of(name: str) -> str | None:
@@ -70,37 +69,56 @@ def implausible(params: BodyParams, joints: JointSet) -> tuple[str, ...]:
     return tuple(out)
 
 
-def find(
-    names: tuple[str, ...],
-    conf: Float[Tensor, " K"],
-    off_px: Float[Tensor, " K"],
-    counted: Bool[Tensor, " K"],
-    person_px: float,
-    belief: float,
-    params: BodyParams,
-    joints: JointSet,
-) -> Findings:
-    """What there is to say about one person's fit; `off_px` is how far the body's points are from the keypoints, of which
-    `counted` are those that pull. Keypoints in which the `belief` is half are twice as unsure."""
-    known = (conf > 0) & counted
-    limbs: dict[str, list[float]] = {}
-    for name, distance, use in zip(names, off_px.tolist(), known.tolist(), strict=True):
-        limb = limb_of(name)
-        if use and limb:
-            limbs.setdefault(limb, []).append(distance)
-    limb_px = {limb: sorted(values)[len(values) // 2] for limb, values in limbs.items()}
-    far = known & (conf > CONFIDENT) & (off_px > UNEXPLAINED * KEYPOINT_SIGMA / belief * person_px)
-    unexplained = tuple(n for n, f in zip(names, far.tolist(), strict=True) if f)
-    bent = implausible(params, joints)
-
+def unseen(names: Sequence[str], conf: Float[Tensor, " K"]) -> tuple[str, ...]:
+    """The limbs of which no end was seen, in words."""
     seen = {n for n, c in zip(names, conf.tolist(), strict=True) if c > CONFIDENT}
-    warnings = [
+    return tuple(
         f"{side} {limb} not seen: its pose is the prior's"
         for limb, ends in _ENDS.items()
         for side in ("left", "right")
         if not seen & {f"{side}_{end}" for end in ends}
-    ]
-    if unexplained:
-        warnings.append(f"keypoints that the body cannot reach: {', '.join(unexplained)}")
-    warnings += bent
-    return Findings(limb_px, unexplained, bent, tuple(warnings))
+    )
+
+
+def measured(result: FitResult, found: Mapping[str, Mixture], model: BodyModel) -> FitResult:
+    """The fit with what its body, as it stands now, leaves unexplained: in numbers, and in warnings in place of those before.
+
+    `found` says where on the body the keypoints lie. Of a fit that does not say which keypoints `pulled`, only `reprojection_px`
+    is known.
+    """
+    names, xyz = tuple(found), result.body.joints.xyz
+    columns = [result.keypoints.joints.indices(names)[i] for i in swapped(names, SWAPS.get(result.exchanged, ()))]
+    xy = result.keypoints.xy[columns]
+    conf = torch.where(xy.isfinite().all(-1), result.keypoints.conf[columns].nan_to_num(), 0.0)
+    off = (result.camera.project(mixing_matrix(dict(found), model.keypoints.names).to(xyz) @ xyz) - xy).norm(dim=-1)
+    flags = lambda of: torch.tensor([n in of for n in names], dtype=torch.bool, device=conf.device)
+    confident = conf > CONFIDENT
+    counted = confident & ~flags(NOT_COMPARED)
+    reprojection = off[counted].median().item() if counted.any() else math.nan
+    if not result.pulled:
+        return replace(result, reprojection_px=reprojection)
+
+    pulled = flags(result.pulled) & (conf > 0)
+    limbs: dict[str, list[float]] = {}
+    for name, distance, use in zip(names, off.tolist(), pulled.tolist(), strict=True):
+        limb = limb_of(name)
+        if use and limb:
+            limbs.setdefault(limb, []).append(distance)
+    far = pulled & confident & (off > UNEXPLAINED * KEYPOINT_SIGMA / result.belief * result.person_px)
+    now = replace(
+        result,
+        reprojection_px=reprojection,
+        limb_px={limb: sorted(values)[len(values) // 2] for limb, values in limbs.items()},
+        unexplained=tuple(compress(names, far.tolist())),
+        implausible=implausible(result.params, model.joints),
+    )
+    before = _said(result)
+    return replace(now, warnings=(*(w for w in result.warnings if w not in before), *_said(now)))
+
+
+def _said(result: FitResult) -> tuple[str, ...]:
+    """The warnings of what a fit leaves unexplained; none of them holds pixels, which differ from camera to camera."""
+    reach = (f"keypoints that the body cannot reach: {', '.join(result.unexplained)}",) if result.unexplained else ()
+    missed = result.reprojection_px / result.person_px  # false for NaN below
+    miss = (f"the body misses the keypoints by {missed:.0%} of its height",) if missed > MISSED else ()
+    return (*reach, *result.implausible, *miss)

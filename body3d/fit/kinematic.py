@@ -17,6 +17,7 @@ from body3d.body import lbs
 from body3d.camera import Camera
 from body3d.codecs.locationmap import from_parents, to_parents
 from body3d.errors import InputError
+from body3d.fit.checks import check_camera
 from body3d.fit.jacobian import left_jacobian
 from body3d.fit.lm import Quadratic, levenberg_marquardt
 from body3d.fit.residuals import projection_jacobian
@@ -57,18 +58,34 @@ class Skeleton:
         self.below = (below[:-1, :-1] & ~torch.eye(len(joints), dtype=torch.bool, device=rest.device)).to(rest)
 
     @staticmethod
-    def of(poses: Float[Tensor, "T J 3"], joints: JointSet) -> "Skeleton":
+    def of(poses: Float[Tensor, "T J 3"], joints: JointSet, conf: Float[Tensor, "T J"] | None = None) -> "Skeleton":
         """The skeleton that moves in the poses of a video (m): bones as long as in their median, pointing as in the first frame.
+
+        A bone counts in the frames in which both of its ends are known (finite, and `conf` above 0); InputError if there are none.
 
         Noise makes every bone longer, and so the person larger and further away; the product of the same bone in two frames is free
         of what is independent between them. Bones that one joint turns together keep the angles between them: those are averaged
         over the frames, turned onto each other.
         """
-        bones = to_parents(poses, joints)
-        following = bones[1:] if len(poses) > 1 else bones
-        length = (bones[: len(following)] * following).sum(-1).median(0).values.clamp_min(0).sqrt()
+        known = poses.isfinite().all(-1) & (True if conf is None else conf > 0)
+        both = known & known[:, [i if p < 0 else p for i, p in enumerate(joints.parents)]]
+        if not both.any(0).all():
+            never = [n for n, k in zip(joints.names, both.any(0).tolist(), strict=True) if not k]
+            raise InputError(
+                f"bones that are not known in any frame have no length; give a skeleton: {', '.join(never)}"
+            )
+        bones = torch.where(both.unsqueeze(-1), to_parents(poses, joints), 0.0)
+
+        def square(a: slice, b: slice) -> Float[Tensor, " J"]:
+            return torch.where(both[a] & both[b], (bones[a] * bones[b]).sum(-1), torch.nan).nanmedian(0).values
+
+        length = square(slice(None), slice(None))
+        if len(poses) > 1:
+            following = square(slice(0, -1), slice(1, None))
+            length = torch.where(following.isnan(), length, following)
+        length = length.clamp_min(0).sqrt()
         directions = normalize(bones, dim=-1)
-        mean = directions[0].clone()
+        mean = directions[both.int().argmax(0), torch.arange(len(joints), device=poses.device)]
         for parent in set(joints.parents) - {-1}:
             children = [i for i, p in enumerate(joints.parents) if p == parent]
             for _ in range(5):
@@ -117,27 +134,39 @@ def fit_skeleton(
 
     `local`: joints (T, J, 3) from the root, along the camera's axes; `image`: the same joints in pixels; a confidence of 0 takes
     a joint of a frame out, one between 0 and 1 lets it count less. `camera` must not be turned or moved (R = 1, t = 0), which is
-    what "the camera's frame" says. `skeleton` None: bones as long as the median of `local`, whose scale is the scale of all.
+    what "the camera's frame" says. `skeleton` None: bones as long as the median of `local`, whose scale is the scale of all. What
+    is not finite is unknown. In 3D a joint counts where all joints on its way from the root are known: it is brought to the
+    skeleton's lengths bone by bone. InputError for joints that are not the same, a camera that is turned or moved, a bone of which
+    `local` does not tell the length, and a first frame that puts the person behind the camera.
     """
     if local.joints is not image.joints or local.xyz.shape[:-1] != image.xy.shape[:-1] or local.xyz.ndim != 3:
         raise InputError(
             f"the same joints of the same frames are needed in 3D and in 2D: got {local.joints.name} "
             f"{tuple(local.xyz.shape)} and {image.joints.name} {tuple(image.xy.shape)}"
         )
-    skeleton = skeleton or Skeleton.of(local.xyz, local.joints)
-    target = skeleton.with_these_bones(local.xyz)
+    check_camera(camera)
+    camera = camera.to(local.xyz)
+    known = local.xyz.isfinite().all(-1) & (local.conf > 0)
+    conf = torch.where(known, local.conf, 0.0)
+    if not len(conf):
+        return Keypoints3D(local.xyz, conf, local.joints, "camera")
+    skeleton = skeleton or Skeleton.of(local.xyz, local.joints, conf)
+    target = skeleton.with_these_bones(local.xyz.nan_to_num(0.0, 0.0, 0.0))
+    counted = torch.where((~known).to(target) @ skeleton.below.mT > 0, 0.0, conf)
+    counted_2d = torch.where(image.xy.isfinite().all(-1) & (image.conf > 0), image.conf, 0.0)
+    xy = image.xy.nan_to_num(0.0, 0.0, 0.0)
     x = target.new_zeros(1, len(skeleton))
     # Until a frame is known, all that is known of the rest pose is how it points: the first fit turns it.
-    x[0, -3:] = _first_place(target[0], image.xy[0], image.conf[0], camera)
+    x[0, -3:] = _first_place(target[0], xy[0], counted_2d[0] * (counted[0] > 0), camera)
     places: list[Tensor] = []
     for frame in range(len(target)):
         energy = _Energy(
-            skeleton, target[frame], image.xy[frame], local.conf[frame], image.conf[frame], camera, weights, places[-2:]
+            skeleton, target[frame], xy[frame], counted[frame], counted_2d[frame], camera, weights, places[-2:]
         )
         x = levenberg_marquardt(energy, x, iterations if frame else 5 * iterations, tolerance=1e-5).x
         x = torch.cat([_short(x[:, :-3]), x[:, -3:]], 1)
         places.append(skeleton.pose(x)[0][0])
-    return Keypoints3D(torch.stack(places), local.conf, local.joints, "camera")
+    return Keypoints3D(torch.stack(places), conf, local.joints, "camera")
 
 
 def _short(x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:

@@ -12,14 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from body3d.body.definitions import Mixture
 from body3d.body.model import BodyModel
+from body3d.body.priors import MaxMixturePrior
 from body3d.camera import Camera
-from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit
+from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit_keypoints
 from body3d.types import FitResult, Keypoints2D
 
 __all__ = ["COMMON", "FOCALS", "focal_costs", "in_photo", "to_common"]
 
-COMMON = Camera.pinhole(1000.0, (1000, 1000), centre=(0.0, 0.0))
+# Its image is so large that whatever a photo shows lies in or near it: what is far outside a photo, that photo's camera tells.
+COMMON = Camera.pinhole(1000.0, (10**6, 10**6), centre=(0.0, 0.0))
 FOCALS = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0)  # longer sides: 80 to 19 degrees wide
 
 
@@ -29,21 +32,30 @@ def to_common(keypoints: Keypoints2D, camera: Camera) -> Keypoints2D:
     return replace(keypoints, xy=focal * camera.unproject(keypoints.xy, torch.ones_like(keypoints.conf))[..., :2])
 
 
-def in_photo(result: FitResult, camera: Camera, keypoints: Keypoints2D, warning: str | None = None) -> FitResult:
-    """A fit in the common camera said in the photo's pixels; `keypoints` are the person's own."""
+def in_photo(result: FitResult, camera: Camera, keypoints: Keypoints2D, warnings: Sequence[str] = ()) -> FitResult:
+    """A fit in the common camera said in the photo's pixels; `keypoints` are the person's own, `warnings` come first."""
     focal = lambda c: (c.K[0, 0] * c.K[1, 1]).sqrt().item()
     scale = focal(camera) / focal(result.camera)
     return replace(
         result, camera=camera, keypoints=keypoints, reprojection_px=scale * result.reprojection_px,
-        limb_px={limb: scale * px for limb, px in result.limb_px.items()},
-        warnings=((warning,) if warning else ()) + result.warnings,
+        limb_px={limb: scale * px for limb, px in result.limb_px.items()}, person_px=scale * result.person_px,
+        warnings=tuple(dict.fromkeys((*warnings, *result.warnings))),
     )  # fmt: skip
 
 
 def focal_costs(
-    model: BodyModel, keypoints: Keypoints2D, camera: Camera, focals: Sequence[float], options: Options = Options()
+    model: BodyModel,
+    keypoints: Keypoints2D,
+    camera: Camera,
+    focals: Sequence[float],
+    options: Options = Options(),
+    prior: MaxMixturePrior | None = None,
+    on_body: dict[str, Mixture] | None = None,
+    height: float | None = None,
 ) -> Float[Tensor, " F"]:
     """What the fit of all people costs with each focal length (px), body alone; all are fitted in one batch.
+
+    `prior`, `on_body` and `height` are those of `fit_keypoints`.
 
     One person says little about it. Several, of whom each must be of a likely height and pose, say more.
     """
@@ -56,5 +68,5 @@ def focal_costs(
     # Every keypoint is believed alike, or each camera would get the noise that excuses it.
     plain = replace(options.trust, usual_residual=None)
     options = replace(options, stages=SMPLIFYX_STAGES[:4], exchange=False, trust=plain)
-    results = fit(model, everybody, COMMON, options=options)
+    results = fit_keypoints(model, everybody, COMMON, None, prior, options, on_body, height=height)
     return keypoints.xy.new_tensor([sum(r.terms.values()) for r in results]).view(len(focals), -1).sum(1)

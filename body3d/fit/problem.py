@@ -25,7 +25,7 @@ from body3d.fit.unknowns import Unknowns
 from body3d.skeletons import FACE68, HAND_POINTS
 from body3d.types import BodyParams, Keypoints2D
 
-__all__ = ["IGNORED", "STANDING_HEIGHT", "Problem", "Solver", "Stage", "Trust", "ray_rotation"]
+__all__ = ["IGNORED", "STANDING_HEIGHT", "SWAPS", "Problem", "Solver", "Stage", "Trust", "ray_rotation", "swapped"]
 
 Solver = Literal["lm", "lbfgs"]
 DETAILS = ("left_hand", "right_hand", "jaw", "eyes", "expression")  # parts of a row that body keypoints hardly see
@@ -50,6 +50,10 @@ class Stage:
     collision: float = 0.0  # of a metre that capsules are in each other; squared
 
 
+# Times the weight of keypoints, and times their usual residual, with a 3D pose beside them.
+BESIDE_3D = (2.0, 0.75)
+
+
 @dataclass(frozen=True)
 class Trust:
     """How far the keypoints and whatever else is known are believed."""
@@ -65,6 +69,12 @@ class Trust:
     height_sigma: float = 0.02  # metres: how far a known height is from the model's
     # Metres, where nothing is known: mean and deviation, beside what the prior on the shape says.
     usual_height: tuple[float, float] = (1.7, 0.3)
+
+    def beside_3d(self) -> "Trust":
+        """Of keypoints with a 3D pose beside them: it holds the depth, which would follow their noise if they were followed as
+        closely without it."""
+        usual = None if self.usual_residual is None else BESIDE_3D[1] * self.usual_residual
+        return replace(self, data=BESIDE_3D[0] * self.data, usual_residual=usual)
 
 
 # Keypoints that do not pull: annotators differ too much about them (SMPLify-X: neck and both hips).
@@ -134,7 +144,7 @@ class Problem:
         self.xy = keypoints.xy[:, columns].nan_to_num(0.0, 0.0, 0.0)
         self.conf = torch.where(known, keypoints.conf[:, columns].nan_to_num().clamp_min(0.0), 0.0)
         self.columns = torch.tensor(
-            [_swapped(names, limb) for limb in ((), *SWAPS.values())], dtype=torch.long, device=keypoints.xy.device
+            [swapped(names, limb) for limb in ((), *SWAPS.values())], dtype=torch.long, device=keypoints.xy.device
         )
 
         hands = {n for side in HAND_POINTS.values() for n in side}
@@ -293,7 +303,7 @@ class Problem:
         return replace(out, x=decoded(start.index_copy(1, columns, out.x)))
 
 
-def _swapped(names: tuple[str, ...], limb: tuple[str, ...]) -> list[int]:
+def swapped(names: Sequence[str], limb: Sequence[str]) -> list[int]:
     """The columns of the keypoints with left and right of a limb exchanged."""
     other = {f"{a}_{n}": f"{b}_{n}" for n in limb for a, b in (("left", "right"), ("right", "left"))}
     return [names.index(other[n]) if other.get(n) in names else i for i, n in enumerate(names)]

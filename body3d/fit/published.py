@@ -22,10 +22,11 @@ from body3d.body.definitions import Mixture, mixing_matrix, mixtures
 from body3d.body.interop import params_from_smplx
 from body3d.body.model import BodyModel
 from body3d.body.priors import MaxMixturePrior, bending_prior, gmof
-from body3d.body.vposer import BODY_JOINTS, VPoser
+from body3d.body.vposer import VPoser
 from body3d.camera import Camera
 from body3d.errors import InputError
-from body3d.skeletons import FACE68, HAND_POINTS, JointSet
+from body3d.fit.checks import check_camera
+from body3d.skeletons import BODY_JOINTS, FACE68, HAND_POINTS, JointSet
 from body3d.types import Body, BodyParams, Keypoints2D
 
 __all__ = [
@@ -88,7 +89,7 @@ def body_joints(model: BodyModel) -> tuple[str, ...]:
     """The joints of smplx's `body_pose`: all but the root, the jaw, the eyes and the fingers."""
     face = {"jaw", "left_eye_smplhf", "right_eye_smplhf"}
     finger = lambda name: name.startswith(("left_", "right_")) and name[-1].isdigit()
-    return tuple(n for n in model.joints.names[1:] if n not in face and not finger(n))
+    return tuple(n for n in model.joints.below_root if n not in face and not finger(n))
 
 
 def l2_pose(model: BodyModel) -> PoseSpace:
@@ -238,10 +239,14 @@ def objective(
 ) -> Objective:
     """The objective of people (B, J) with a model, its numbers from the papers.
 
-    `ignored` keypoints have no weight in the stages (the camera's step may use them), those `left_out` are not looked at.
-    `on_body` says where keypoints lie on the body where their names do not; `vertices` names further points of the mesh. Raises
-    InputError for a person of whom no shoulder is known with the hip of its side.
+    Keypoints and camera (R = 1, t = 0) are brought to the model's device and floating-point type; a keypoint that is not finite, or
+    whose confidence is not, counts as unknown. `ignored` keypoints have no weight in the stages (the camera's step may use them),
+    those `left_out` are not looked at. `on_body` says where keypoints lie on the body where their names do not; `vertices` names
+    further points of the mesh. Raises InputError for a camera that is turned, moved or projects nothing, and for a person of whom
+    no shoulder is known with the hip of its side.
     """
+    keypoints, camera = keypoints.to(model.template), camera.to(model.template)
+    check_camera(camera)
     vertices = vertices or {}
     points = model.keypoints
     all_points = JointSet("points", (*points.names, *vertices), (*points.parents, *(-1 for _ in vertices)))
@@ -254,8 +259,8 @@ def objective(
     names = tuple(found)
     columns = keypoints.joints.indices(names)
     xy, conf = keypoints.xy[:, columns], keypoints.conf[:, columns]
-    conf = torch.where(xy.isfinite().all(-1), conf, 0.0)
-    xy = xy.nan_to_num()
+    conf = torch.where(xy.isfinite().all(-1) & conf.isfinite(), conf, 0.0)
+    xy = xy.nan_to_num(0.0, 0.0, 0.0)
     ends = [[names.index(n) for n in edge] for edge in TORSO_EDGES]
     seen = (conf[:, ends] > 0).all(-1) & (xy[:, ends].diff(dim=-2).squeeze(-2) != 0).any(-1)
     if not seen.any(-1).all():

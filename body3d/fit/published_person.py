@@ -40,7 +40,9 @@ class Schedule:
     gradient: float = 1e-9
 
 
-WALL = 1e15  # what is worse counts as this much: the search's interpolation does not take infinity
+# What is worse counts as this much: the search's interpolation does not take infinity. A power of two, so that single precision
+# holds it too and knows it again.
+WALL = 2.0**50
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ The published table of weights, the robustifier, the form of the priors and the 
 * the eyes have a prior, and so has the height.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -30,9 +32,9 @@ from body3d.body.priors import MaxMixturePrior
 from body3d.body.vposer import shipped_vposer
 from body3d.camera import Camera
 from body3d.fit.checks import check_camera, check_enough, check_height, cleaned
-from body3d.fit.findings import CONFIDENT, find
+from body3d.fit.findings import measured, unseen
 from body3d.fit.given import Given3D, check_given, detector_3d
-from body3d.fit.problem import Problem, Solver, Stage, Trust
+from body3d.fit.problem import SWAPS, Problem, Solver, Stage, Trust
 from body3d.fit.starts import (
     BELIEF,
     SWAP_COST,
@@ -51,7 +53,7 @@ from body3d.fit.uncertainty import NATURAL, Uncertainty, mixed, uncertainty
 from body3d.fit.unknowns import Unknowns
 from body3d.types import Body, BodyParams, FitResult, Keypoints2D, Keypoints3D
 
-__all__ = ["SMPLIFYX_STAGES", "Given3D", "Options", "Stage", "Trust", "fit"]
+__all__ = ["SMPLIFYX_STAGES", "Given3D", "Options", "Stage", "Trust", "fit_keypoints"]
 
 SMPLIFYX_STAGES = (
     Stage(404.0, 100.0, 100.0, 404.0, (4.04e3, 4.04e4, 4.04e4), 3.17 * 404, hand_joints=0.0, face_joints=0.0),
@@ -85,7 +87,7 @@ class Options:
     people_at_once: int = 64  # more are fitted in turn, so that memory stays bounded
 
 
-def fit(
+def fit_keypoints(
     model: BodyModel,
     keypoints: Keypoints2D,
     camera: Camera,
@@ -98,19 +100,24 @@ def fit(
 ) -> list[FitResult]:
     """One `FitResult` for each person of `keypoints` (N, J), in their order, in camera space.
 
-    `camera` is the photo's (R = 1, t = 0). `given` are 3D poses of all people from other sources; `world`, a detector's, is short
-    for one more of them. `on_body` says where the detector's points lie on the body where their names do not
-    (`body.definitions`). `height` (m) is the people's, if known. Raises InputError for a person with fewer than four known points
-    that the model has, for 3D poses of other people, and for a camera or a height that cannot be.
+    Everything is brought to the model's device and floating-point type. `camera` is the photo's (R = 1, t = 0). `given` are 3D
+    poses of all people from other sources; `world`, a detector's, is short for one more of them. `on_body` says where the
+    detector's points lie on the body where their names do not (`body.definitions`). `height` (m) is the people's, if known. Raises
+    InputError for a person with fewer than four known points that the model has, for 3D poses of other people, and for a camera or
+    a height that cannot be.
     """
-    given = (*([] if world is None else [detector_3d(world)]), *given)
+    like = model.template
+    given = [source.to(like) for source in (*([] if world is None else [detector_3d(world)]), *given)]
+    keypoints, camera = keypoints.to(like), camera.to(like)
     check_camera(camera)
     check_height(height)
     keypoints, notes = cleaned(keypoints, camera, model)
     check_given(given, keypoints)
     if height is not None:
         options = replace(options, trust=replace(options.trust, height=height))
-    prior = prior or MaxMixturePrior.shipped().to(keypoints.xy.device)
+    if given:
+        options = replace(options, trust=options.trust.beside_3d())
+    prior = (prior or MaxMixturePrior.shipped()).to(like.device, like.dtype)
     latent = None
     if options.pose == "latent":
         latent = deepcopy(shipped_vposer()).to(keypoints.xy)
@@ -173,11 +180,10 @@ def _fit(
     if options.trust.usual_residual is not None:
         terms["belief"] = _noise_cost(counted, target[best].conf, rows.belief[best], stage)
     gaps = ambiguities(rows.cost, points, rows.people, best)
-    pixels = problem.camera.project(points[best])
     seconds = (time.perf_counter() - began) / len(best)
     return [
         _result(
-            problem, n, rows[r : r + 1], params[r], bodies[n], pixels[n], sure[n],
+            problem, n, rows[r : r + 1], params[r], bodies[n], sure[n],
             {k: v[n].item() for k, v in terms.items()}, stage, bool(converged[r]), gaps[n], seconds,
             start_name(labels, int(rows.start[r]), int(rows.swap[r])), notes[n],
         )
@@ -216,33 +222,22 @@ AMBIGUOUS = 0.05  # of the cost: less than this makes a second solution as good
 
 
 def _result(
-    problem: Problem, n: int, row: Rows, params: BodyParams, body: Body, pixels: Tensor, sure: Uncertainty,
-    terms: dict[str, float], stage: Stage, converged: bool, ambiguity: float | None, seconds: float, start: str,
-    notes: list[str],
+    problem: Problem, n: int, row: Rows, params: BodyParams, body: Body, sure: Uncertainty, terms: dict[str, float],
+    stage: Stage, converged: bool, ambiguity: float | None, seconds: float, start: str, notes: list[str],
 ) -> FitResult:  # fmt: skip
     whole = problem.target(row.people, row.person_px, row.swap)  # every keypoint, not the last stage's
-    off = (pixels - whole.xy[0]).norm(dim=-1)
-    conf, person_px = whole.conf[0], row.person_px.item()
-    pulls = problem.weights(stage) > 0
-    found = find(
-        problem.names, conf, off, pulls, person_px, row.belief.clamp_max(1.0).item(), params, problem.model.joints
-    )
-    counted = (conf > CONFIDENT) & problem.is_body & ~problem.is_ignored
-    reprojection = off[counted].median().item() if counted.any() else float("nan")
-
-    warnings = [*notes, *found.warnings]
+    exchanged = list(SWAPS)[int(row.swap) - 1] if row.swap.item() else ""
+    warnings = [*notes, *unseen(problem.names, whole.conf[0])]
     if not converged:
         warnings.append("the solver stopped at its limit of iterations")
-    if row.swap.item():
-        warnings.append(f"keypoints fit better with {start.split(', ')[-1]}: they were taken so")
+    if exchanged:
+        warnings.append(f"keypoints fit better with left and right {exchanged} exchanged: they were taken so")
     if ambiguity is not None and ambiguity < AMBIGUOUS:
         warnings.append(f"a clearly different pose explains the keypoints almost as well (cost {ambiguity:+.1%})")
-    if reprojection > 0.05 * person_px:
-        warnings.append(
-            f"the body misses the keypoints by {reprojection:.0f} px, {reprojection / person_px:.0%} of its height"
-        )
-    return FitResult(
-        params, problem.camera, problem.keypoints[n], body, terms, reprojection, int(row.iterations.item()), converged,
+    result = FitResult(
+        params, problem.camera, problem.keypoints[n], body, terms, math.nan, int(row.iterations.item()), converged,
         ambiguity, seconds, start, problem.model.kind, tuple(warnings), sure.joints, sure.joints_from_root, sure.params,
-        found.limb_px, found.unexplained, found.implausible,
+        pulled=tuple(compress(problem.names, (problem.weights(stage) > 0).tolist())), person_px=row.person_px.item(),
+        belief=row.belief.clamp_max(1.0).item(), exchanged=exchanged,
     )  # fmt: skip
+    return measured(result, problem.found, problem.model)

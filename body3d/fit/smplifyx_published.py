@@ -62,7 +62,7 @@ class SmplifyxOptions:
     sigma: float = 100.0  # pixels, of the robustifier
     num_shape: int = 10
     num_expression: int = 10
-    hand_components: int = 12  # of each hand
+    hand_components: int = 12  # of each hand, at most
     contour: bool = False  # whether the face's outline is compared too
     side_view_px: float = 25.0  # shoulders closer than this: both orientations are tried
 
@@ -123,7 +123,8 @@ def zero_unknowns(model: BodyModel, pose: PoseSpace, options: SmplifyxOptions = 
     """Where the authors start, one row: the mean body and hands, the pose's own start, the root not turned."""
     sizes = {"global_orient": 3, "betas": min(options.num_shape, model.num_shape)}
     if model.hand_components is not None:
-        sizes |= {f"{side}_hand_pose": options.hand_components for side in ("left", "right")}
+        components = min(options.hand_components, model.hand_components.shape[1])
+        sizes |= {f"{side}_hand_pose": components for side in ("left", "right")}
     if "jaw" in model.joints:
         sizes |= {"jaw_pose": 3, "leye_pose": 3, "reye_pose": 3}
     if model.num_expression:

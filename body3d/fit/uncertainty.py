@@ -4,6 +4,8 @@ The deviations are those of a mixture: every clearly different solution that the
 may as well point the other way in depth is unsure by the distance of the two.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,20 +74,27 @@ def mixed(
     share = torch.where(rows >= 0, (-rise.clamp_min(0)).exp(), 0.0)
     share = share / share.sum(1, keepdim=True)
 
-    def spread(deviation: Tensor, place: Tensor) -> Tensor:
-        square = deviation[own].square() + (place[own] - place[best].unsqueeze(1)).square()
+    def spread(deviation: Tensor, place: Tensor, apart: Callable[[Tensor, Tensor], Tensor] = torch.sub) -> Tensor:
+        square = deviation[own].square() + apart(place[own], place[best].unsqueeze(1)).square()
         return (share.view(*share.shape, *[1] * (square.ndim - 2)) * square).sum(1).sqrt()
 
     expression = None
     if params.expression is not None and each.params.expression is not None:
         expression = spread(each.params.expression, params.expression)
     of_params = BodyParams(
-        spread(each.params.pose, params.pose),
+        spread(each.params.pose, params.pose, _shorter),
         spread(each.params.shape, params.shape),
         spread(each.params.transl, params.transl),
         expression,
     )
     return Uncertainty(of_params, spread(each.joints, joints), spread(each.joints_from_root, joints - joints[:, :1]))
+
+
+def _shorter(a: Float[Tensor, "*B 3"], b: Float[Tensor, "*#B 3"]) -> Float[Tensor, "*B 3"]:
+    """From b to a where both are rotation vectors: a or the same rotation the other way round, whichever is nearer."""
+    other = a - 2 * math.pi * a / a.norm(dim=-1, keepdim=True).clamp_min(1e-9)
+    apart, around = a - b, other - b
+    return torch.where((around.norm(dim=-1) < apart.norm(dim=-1)).unsqueeze(-1), around, apart)
 
 
 def _flat(params: BodyParams) -> Float[Tensor, "B P"]:

@@ -9,15 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from body3d.body.model import BodyModel
-from body3d.body.vposer import BODY_JOINTS, VPoser
+from body3d.body.vposer import VPoser
 from body3d.errors import InputError
+from body3d.skeletons import BODY_JOINTS
 from body3d.types import BodyParams
 
 
 @dataclass(frozen=True)
 class Unknowns:
     """Layout of a row: orient 3, transl 3, body 3 each, then what the model has of shape, hands (PCA), jaw, eyes, expression,
-    and one nuisance number.
+    and one nuisance number. Fingers without principal components stay straight.
 
     With `latent` the body's pose follows from a code, whose numbers stand at the end: a row is then consistent once `decoded`.
     """
@@ -25,7 +26,7 @@ class Unknowns:
     model: BodyModel
     num_shape: int = 10
     num_expression: int = 10
-    hand_components: int = 12  # per hand, as SMPLify-X
+    hand_components: int = 12  # per hand, as SMPLify-X; at most, as many as the model has
     latent: VPoser | None = None
 
     def __post_init__(self):
@@ -35,7 +36,7 @@ class Unknowns:
     @cached_property
     def body_joints(self) -> tuple[str, ...]:
         """The joints whose rotations are free: the tree without root, face, fingers and SMPL's rigid hands."""
-        return tuple(n for n in self.model.joints.names[1:] if n not in self._face and n not in self._fingers)
+        return tuple(n for n in self.model.joints.below_root if n not in self._face and n not in self._fingers)
 
     @cached_property
     def _fingers(self) -> frozenset[str]:
@@ -51,8 +52,10 @@ class Unknowns:
         joints = self.model.joints
         sizes = {"orient": 3, "transl": 3, "body": 3 * len(self.body_joints)}
         sizes["shape"] = min(self.num_shape, self.model.num_shape)
+        components = self.model.hand_components
         for side in ("left", "right"):
-            sizes[f"{side}_hand"] = self.hand_components if f"{side}_index1" in joints else 0
+            most = 0 if components is None or f"{side}_index1" not in joints else components.shape[1]
+            sizes[f"{side}_hand"] = min(self.hand_components, most)
         sizes["jaw"] = 3 if "jaw" in joints else 0
         sizes["eyes"] = 6 if "left_eye_smplhf" in joints else 0
         sizes["expression"] = min(self.num_expression, self.model.num_expression)
@@ -90,7 +93,9 @@ class Unknowns:
         """The joints of the tree that each part turns."""
         joints = self.model.joints
         hand = lambda side: [
-            i for i, n in enumerate(joints.names) if n.startswith(side) and n in self._fingers and n[-1].isdigit()
+            i
+            for i, n in enumerate(joints.names)
+            if self.size(f"{side}_hand") and n.startswith(side) and n in self._fingers and n[-1].isdigit()
         ]
         return {
             "orient": [0],
@@ -111,7 +116,7 @@ class Unknowns:
         """How the rotation vectors of a hand's joints follow from its part of the row."""
         components = self.model.hand_components
         assert components is not None, "a part of a hand has no size in a body without hands"
-        return components[("left_hand", "right_hand").index(part), : self.hand_components].T
+        return components[("left_hand", "right_hand").index(part), : self.size(part)].T
 
     def decoded(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The rows with the pose that their codes mean."""

@@ -97,13 +97,13 @@ def _gmof(q: Question) -> dict[str, Tensor]:
 
 
 def _angle_prior(q: Question) -> dict[str, Tensor]:
-    return {"value": bending_prior(q["body_pose"].unflatten(-1, (-1, 3)), SMPL24.names[1:])}
+    return {"value": bending_prior(q["body_pose"].unflatten(-1, (-1, 3)), SMPL24.below_root)}
 
 
 def _gmm_prior(q: Question) -> dict[str, Tensor]:
     factor = q["factor"].double()
     covariances = factor @ factor.mT + 0.05 * torch.eye(factor.shape[-1])
-    joints = SMPL24.names[1 : 1 + factor.shape[-1] // 3]
+    joints = SMPL24.below_root[: factor.shape[-1] // 3]
     prior = MaxMixturePrior.of(joints, q["weights"], q["means"], covariances, torch.float64)
     pose = q["pose"].double().unflatten(-1, (-1, 3))
     return {

@@ -25,11 +25,16 @@ class Run(Protocol):
 
 
 def read_config(path: Path) -> Run:
-    """The `run` of a config file. InputError if there is no such file or it defines none."""
+    """The `run` of a config file. InputError if there is no such file, it is not Python, or it defines none."""
     if not path.is_file():
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
         raise InputError(f"{path}: there is no such config" + (f"; there are {beside}" if beside else ""))
-    run = runpy.run_path(str(path)).get("run")
+    try:
+        run = runpy.run_path(str(path)).get("run")
+    except SyntaxError as error:
+        raise InputError(
+            f"{path} is not a config, which is a Python file: {error}; see configs/lspet_small.py"
+        ) from error
     if not isinstance(run, Run):
         raise InputError(
             f"{path} defines no `run = PoseRun(...)` or `run = LifterRun(...)`; see configs/lspet_small.py"

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from body3d.augment import Augmentation
 from body3d.codecs import Places, Size
 from body3d.crop import box_to_crop, crop_matrix, invert
 from body3d.datasets.catalogue import SETS
@@ -21,6 +22,7 @@ from body3d.datasets.mpii import MPII
 from body3d.datasets.people import People
 from body3d.errors import InputError
 from body3d.images import warp_crop
+from body3d.learn.loading import load_crops
 from body3d.skeletons import AIC14, COCO17, LSP14, MPII16, JointSet
 
 __all__ = ["Crops", "PhotoSet", "aic", "coco", "compose", "lsp", "lspet", "mpii", "processes"]
@@ -49,9 +51,21 @@ class PhotoSet:
             number = {file: n for n, file in enumerate(dict.fromkeys(training.files))}
             held_out = [number[file] % 10 == 9 for file in training.files]
             learnt = [i for i, out in enumerate(held_out) if not out]
+            if len(number) < 10:
+                raise InputError(f"{len(number)} photos in {path}: a tenth is held out, so at least ten are needed")
             return (training, learnt), (training, [i for i, out in enumerate(held_out) if out])
         validation = self.validation(path)
         return (training, list(range(len(training)))), (validation, list(range(len(validation))))
+
+    def reach(self, augment: Augmentation) -> float:
+        """How many times a plain crop's width around its middle an augmented one may show (`Crops`).
+
+        Half a body has its middle anywhere in the person's box, and a padding of its own.
+        """
+        half = augment.half_body
+        if half is None:
+            return 1 + augment.scale
+        return (1 + augment.scale) * max(1.0, half.padding / self.padding) + (1 + 2 * self.down) / self.padding
 
 
 def _form(name: str, *forms: str) -> Callable[[Path], People]:
@@ -145,11 +159,7 @@ class Crops(Dataset):
         self, index: Int[Tensor, " N"], matrix: Float[Tensor, "N 2 3"], batch: int, workers: int
     ) -> Iterator[UInt8[Tensor, "B 3 h w"]]:
         """Batches of crops in the order of `index`, cut by `matrix` (from pixels of the photo), by so many processes."""
-        asked = list(zip(index.tolist(), matrix.double(), strict=True))
-        batches = [asked[k : k + batch] for k in range(0, len(asked), batch)]
-        # Its own generator: the shared one is the network's, whose numbers must not depend on how crops are made.
-        own = torch.Generator()
-        return iter(DataLoader(self, batch_sampler=batches, num_workers=min(workers, len(batches)), generator=own))  # type: ignore[arg-type]
+        return load_crops(self, index, matrix, batch, workers)
 
     def _read(self, memory: float) -> list[Photo]:
         """All photos as they are kept, or none if they do not fit."""

@@ -16,11 +16,12 @@ from body3d.body.definitions import H36M17_ON_BODY, MEDIAPIPE_ON_BODY, Mixture, 
 from body3d.body.model import BodyModel
 from body3d.body.subset import SubsetModel
 from body3d.datasets.mocap import is_held_out
-from body3d.errors import InputError
-from body3d.lift.embedded import BODY34, FEET23, RayLifter, ray_features
+from body3d.datasets.reading import read_npz
+from body3d.lift.embedded import BODY34, RayLifter, ray_features
 from body3d.lift.noise import DetectorNoise, person_size
 from body3d.lift.takes import Wide
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
+from body3d.skeletons import FEET23
 from body3d.train import Plan, Task
 from body3d.types import BodyParams
 
@@ -48,13 +49,11 @@ class People:
     @staticmethod
     def open(path: Path, held_out: bool, device: torch.device) -> "People":
         """From `scripts/retarget_mocap.py`'s file. A clip counts by the square root of its length, or salsa would be all."""
-        if not path.is_file():
-            raise InputError(f"{path} is missing: make it with scripts/retarget_mocap.py")
-        with np.load(path) as file:
-            chosen = (
-                np.array([is_held_out(str(s)) == held_out for s in file["subject"]])[file["clip"]] & file["plausible"]
-            )
-            pose, clip = file["pose"][chosen].astype(np.float32), file["clip"][chosen]
+        keys = ("subject", "clip", "plausible", "pose")
+        file = read_npz(path, keys, "file of poses of the open body", "scripts/retarget_mocap.py")
+        held = np.array([is_held_out(str(s)) == held_out for s in file["subject"]])
+        chosen = held[file["clip"]] & file["plausible"]
+        pose, clip = file["pose"][chosen].astype(np.float32), file["clip"][chosen]
         weight = np.bincount(clip)[clip] ** -0.5
         model = BodyModel.open().to(device)
         seen = mixtures(model.keypoints, FEET23, MEDIAPIPE_ON_BODY)

@@ -134,7 +134,7 @@ class Penalty:
 
     def __call__(self, net: nn.Module) -> Float[Tensor, ""]:
         parts = [scale.abs().sum() * (cost / self.mean) for scale, cost in self._units(net)]
-        return torch.stack(parts).sum() if parts else torch.zeros(())
+        return torch.stack(parts).sum() if parts else next(net.parameters()).new_zeros(())
 
 
 # ---- removing ------------------------------------------------------------------------------------------------------

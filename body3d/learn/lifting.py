@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from body3d.datasets.h36m_cameras import CAMERAS
+from body3d.errors import InputError
 from body3d.lift.lifter import Lifter, mirrored
 from body3d.lift.noise import DetectorNoise, person_size
 from body3d.lift.takes import MocapScene, Takes, Wide, h36m_takes, mpi_inf_3dhp_takes, studio_cameras
@@ -40,7 +41,10 @@ def detector_noise(joints: JointSet) -> Noise:
 class Data(Protocol):
     """Where pairs come from. `training` gives a function that makes an epoch's takes from a random generator."""
 
-    home: str  # where the data lies if nobody says otherwise
+    @property
+    def home(self) -> str:
+        """Where the data lies if nobody says otherwise."""
+        ...
 
     def training(self, path: Path, device: torch.device) -> Callable[[torch.Generator], Takes]: ...
 
@@ -64,7 +68,7 @@ class H36MFiles:
 
 @dataclass(frozen=True)
 class MPIINF3DHPFiles:
-    """MPI-INF-3DHP in P-STMO's two files."""
+    """MPI-INF-3DHP in P-STMO's two files: universal poses, so that errors are not in the people's own size."""
 
     home: str = "data/mpi_inf_3dhp"
 
@@ -132,16 +136,26 @@ class LiftTask(Task):
         self.training, self.validation, self.every = training, validation, every
         self.batch, self.loss, self.flip, self.noise, self.before_epoch = batch, loss, flip, noise, before_epoch
         frames = len(training(torch.Generator(validation.xy.device).manual_seed(0)).index)
-        self._steps = min(steps or frames, math.ceil(frames / batch))
+        if frames < 2:
+            raise InputError(f"there are {frames} frames to train on, where a batch needs two")
+        possible = math.ceil(frames / batch) - (frames % batch == 1)
+        self._steps = min(steps or possible, possible)
 
     def steps(self) -> int:
         return self._steps
 
-    def batches(self, epoch: int, random: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def drawn(self, epoch: int, random: torch.Generator) -> Iterator[tuple[Takes, Int[Tensor, " B"]]]:
+        """An epoch's takes, with the frames of one batch after the other. A last batch of one frame is left out: it has no
+        deviation, which batch norm divides by."""
         self.before_epoch(epoch, self.modules["lifter"])
         takes = self.training(random)
         order = takes.index[torch.randperm(len(takes.index), generator=random, device=random.device)]
         for index in order[: self._steps * self.batch].split(self.batch):
+            if len(index) >= min(2, self.batch):
+                yield takes, index
+
+    def batches(self, epoch: int, random: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        for takes, index in self.drawn(epoch, random):
             xy, xyz = takes.windows(index, self.frames, self.causal), takes.relative(index)
             if self.noise is not None:
                 xy = self.noise(xy, random)

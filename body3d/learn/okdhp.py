@@ -95,10 +95,13 @@ class Branched(nn.Module):
 
 
 def deployed(net: PoseNet, branch: int) -> PoseNet:
-    """One branch alone, with the same weights in memory: what is used in the end. InputError if there are no branches."""
+    """One branch alone, with the same weights in memory and in the same mode: what is used in the end.
+
+    InputError if there are no branches.
+    """
     many = _branched(net)
     alone = nn.Sequential(many.stem, many.branches[branch])
-    return PoseNet(alone, net.codec, net.joints, net.size, net.normalise)
+    return PoseNet(alone, net.codec, net.joints, net.size, net.normalise).train(net.training)
 
 
 def _branched(net: PoseNet) -> Branched:
@@ -137,7 +140,7 @@ class OKDHPTask(Task):
         """Sums over all stages of all branches, as in the paper."""
         xy, conf = batch.target.xy, batch.target.conf
         *students, ensemble = self.modules["net"](batch.image)
-        truth = lambda maps: self.pose.codec.loss(maps, xy, conf, self.pose.size)
+        truth = lambda maps: self.pose.net.codec.loss(maps, xy, conf, self.pose.size)
         teacher = ensemble.detach() if self.detached else ensemble
         distilled = torch.stack([pixel_kl(maps, teacher, conf) for maps in students]).sum()
         return {

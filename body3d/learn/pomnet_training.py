@@ -167,7 +167,7 @@ class POMNetRun:
         (training, learnt), (validation, held_out) = self.data.open(path)
         torch.manual_seed(self.plan.seed)
         net = self.net().to(device)
-        reach = 1 + self.augment.scale
+        reach = self.data.reach(self.augment)
         places = net.codec.places
         cut = lambda people, rows, reach: Crops(people, rows, self.data, net.size, places, reach, self.memory)
         return POMNetTask(

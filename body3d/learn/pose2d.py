@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from body3d.augment import COCO_TRAINING, Augmentation
-from body3d.codecs import Places
+from body3d.codecs import Places, SamplingArgmax
 from body3d.crop import apply, invert
 from body3d.datasets.mpii import MPII
 from body3d.datasets.people import People, ScoredPeople
@@ -44,6 +44,8 @@ class Batch(NamedTuple):
 class PoseTask(Task):
     """A network on crops. An epoch is `steps` full batches of people drawn without replacement (all, if None).
 
+    The samples of `SamplingArgmax` are drawn ever more sharply, epoch by epoch (`SamplingArgmax.at`).
+
     `clean`: for so many epochs the augmentation drops no information (AID's first stage). `layer_decay`: the learning rate of each
     block of a vision transformer is that of the next one times this.
     """
@@ -69,7 +71,7 @@ class PoseTask(Task):
                     f"this network speaks of {net.joints.name}, the photos' joints are {crops.joints.name}"
                 )
         self.modules = nn.ModuleDict({"net": net})
-        self.codec, self.size, self.joints = net.codec, net.size, net.joints
+        self.size, self.joints = net.size, net.joints
         self.training, self.validation, self.batch, self.augment = training, validation, batch, augment
         self.flip_test, self.clean, self.layer_decay, self.workers = flip_test, clean, layer_decay, workers
         self._steps = max(1, min(steps or len(training), len(training) // batch))
@@ -77,7 +79,14 @@ class PoseTask(Task):
     def steps(self) -> int:
         return self._steps
 
+    @property
+    def net(self) -> PoseNet:
+        module = self.modules["net"]
+        return cast(PoseNet, getattr(module, "module", module))  # as the loop may have wrapped it
+
     def batches(self, epoch: int, random: torch.Generator) -> Iterator[Batch]:
+        if isinstance(self.net.codec, SamplingArgmax):
+            self.net.codec = self.net.codec.at(epoch)
         crops, device = self.training, random.device
         order = torch.randperm(len(crops), generator=random, device=device)[: self._steps * self.batch].cpu()
         base, conf = crops.base[order].to(device), crops.conf[order].to(device)
@@ -102,10 +111,8 @@ class PoseTask(Task):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`PoseNet.loss`, but the network is called as the loop has wrapped it: so several processes share their gradients."""
-        target = batch.target
-        raws = self.modules["net"](batch.image, target)
-        stages = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in raws]
-        return {"loss": torch.stack(stages).mean()}
+        raws = self.modules["net"](batch.image, batch.target)
+        return {"loss": self.net.loss_of(raws, batch.target)}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """On plain crops, in pixels of the photos, with the flip test if the run has it; see `figures`."""
@@ -149,7 +156,7 @@ class PoseTask(Task):
         scales = layer_scales(self.modules[name], self.layer_decay)
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for key, parameter in self.modules[name].named_parameters():
-            decays = parameter.ndim > 1 and not re.search("pos_embed|token", key)
+            decays = parameter.ndim > 1 and not re.search(r"pos_embed$|_token$", key)
             groups.setdefault((scales[key], decays), []).append(parameter)
         return [
             {"params": parameters, "scale": scale} | ({} if decays else {"weight_decay": 0.0})
@@ -238,7 +245,7 @@ class PoseRun:
         if self.start is not None:
             begin_from(net, self.start)
         places: Places = getattr(net.codec, "places", "pixel")
-        reach = 1 + self.augment.scale
+        reach = self.data.reach(self.augment)
         cut = lambda people, rows, reach: Crops(people, rows, self.data, net.size, places, reach, self.memory)
         return PoseTask(
             net,

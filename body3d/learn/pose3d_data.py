@@ -21,10 +21,10 @@ from body3d.camera import GUESSED_FOCAL, Camera
 from body3d.datasets.h36m import TEST_SUBJECTS, TRAIN_SUBJECTS, H36MImages
 from body3d.datasets.mpi_inf_3dhp import MPIINF3DHP
 from body3d.datasets.people import People
-from body3d.datasets.reading import existing
+from body3d.datasets.reading import existing, read_npz
 from body3d.datasets.synthetic import Synthetic
 from body3d.errors import InputError
-from body3d.images import read_image
+from body3d.images import image_size, read_image
 from body3d.learn.crops import PhotoSet
 from body3d.skeletons import H36M17, JointSet, convert_points
 from body3d.tensors import Tensors
@@ -134,28 +134,32 @@ class RenderedScenes:
         least, most = self.people
         name = f"{self.joints.name}_{self.size[0]}x{self.size[1]}_{least}-{most}_{self.seed}_{poses.stat().st_size}"
         folder = poses.parent / "synthetic" / (f"held_out_{name}" if held_out else name)
-        chunks = []
+        images, chunks = np.empty((count, *self.size, 3), np.uint8), []
         for first in tqdm(range(0, count, CHUNK), desc=f"scenes ({folder.name})", leave=False):
-            chunks.append(_chunk(folder / f"{first:07d}.npz", scenes, first))
-        return self._kept(chunks, count)
+            chunk = _chunk(folder / f"{first:07d}.npz", scenes, first)
+            part = images[first : first + CHUNK]
+            part[:] = chunk.pop("image")[: len(part)]
+            chunks.append(chunk)
+        return self._kept(images, chunks)
 
-    def _kept(self, chunks: Sequence[dict[str, np.ndarray]], count: int) -> People3D:
+    def _kept(self, images: UInt8[np.ndarray, "N H W 3"], chunks: Sequence[dict[str, np.ndarray]]) -> People3D:
         of = np.concatenate([chunk["of"] for chunk in chunks])
-        rows = torch.from_numpy(np.flatnonzero(of < count))
+        rows = torch.from_numpy(np.flatnonzero(of < len(images)))
         joined = lambda name: torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks]))[rows]
-        images = np.empty((count, *self.size, 3), np.uint8)
-        for k, chunk in enumerate(chunks):
-            part = images[k * CHUNK : (k + 1) * CHUNK]
-            part[:] = chunk["image"][: len(part)]
         conf3d = torch.ones_like(joined("conf"))
         size = torch.tensor(self.size).float().expand(len(rows), 2)
         people = People3D(
             images, self.joints, torch.from_numpy(of)[rows], joined("xy"), joined("conf"), joined("visible"), joined("xyz"),
             conf3d, joined("boxes"), joined("K"), size, torch.ones(len(rows), dtype=torch.bool),
         )  # fmt: skip
-        corner = people.size.flip(-1) - 0.5
-        inside = torch.minimum(people.boxes[:, 2:], corner) - people.boxes[:, :2].clamp_min(-0.5)
-        return people[(joined("seen") >= self.least_seen) & (inside > 8).all(-1)]
+        return people[(joined("seen") >= self.least_seen) & _shown(people)]
+
+
+def _shown(people: People3D) -> Bool[Tensor, " P"]:
+    """Of whose boxes more than a few pixels are in the photo."""
+    corner = people.size.flip(-1) - 0.5
+    inside = torch.minimum(people.boxes[:, 2:], corner) - people.boxes[:, :2].clamp_min(-0.5)
+    return (inside > 8).all(-1)
 
 
 def _chunk(path: Path, scenes: Synthetic, first: int) -> dict[str, np.ndarray]:
@@ -174,11 +178,8 @@ def _chunk(path: Path, scenes: Synthetic, first: int) -> dict[str, np.ndarray]:
                 made.setdefault(name, []).append(value.numpy())
         with atomic(path) as part:
             np.savez(part, **{name: np.concatenate(parts) for name, parts in made.items()})  # type: ignore[arg-type]
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in ("image", "of", "xy", "conf", "visible", "xyz", "boxes", "seen", "K")}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a file of rendered scenes, or is damaged: delete it ({error})") from error
+    names = ("image", "of", "xy", "conf", "visible", "xyz", "boxes", "seen", "K")
+    return read_npz(path, names, "a file of rendered scenes", "an earlier rendering: delete it")
 
 
 # ---- recorded ------------------------------------------------------------------------------------------------------
@@ -265,8 +266,7 @@ def _one_each(
         photos, joints, torch.arange(len(photos)), xy.float(), conf, conf > 0, xyz.float(), torch.ones_like(conf), boxes.float(), K,
         size, torch.ones(len(xy), dtype=torch.bool),
     )  # fmt: skip
-    inside = torch.minimum(people.boxes[:, 2:], corner) - people.boxes[:, :2].clamp_min(-0.5)
-    return people[(inside > 8).all(-1)]
+    return people[_shown(people)]
 
 
 # ---- 2D besides ----------------------------------------------------------------------------------------------------
@@ -298,6 +298,8 @@ def _flat(people: People, rows: Sequence[int]) -> People3D:
         raise InputError(f"annotations without photos: a network that sees photos needs them; get {people.source}")
     extent = people.boxes[rows, 2:] - people.boxes[rows, :2]
     kept = torch.tensor(rows)[(extent > 8).all(-1) & people.labelled[rows].any(-1)]
+    if not len(kept):
+        raise InputError(f"nobody of {people.source} has annotated joints and a box")
     files = list(dict.fromkeys(people.files[i] for i in kept.tolist()))
     number = {file: n for n, file in enumerate(files)}
     paths = tuple(people.images / file for file in files)
@@ -305,7 +307,8 @@ def _flat(people: People, rows: Sequence[int]) -> People3D:
     of, order = of.sort(stable=True)
     kept = kept[order]
     xy, conf, boxes = people.xy[kept].float(), people.labelled[kept].float(), people.boxes[kept].float()
-    size = boxes[:, [3, 2]] + 0.5  # boxes are within their photos, which are not opened here
+    sizes = [image_size(existing(path, "photo", people.source)) for path in tqdm(paths, desc="photos", leave=False)]
+    size = torch.tensor(sizes).float()[of]
     K = torch.eye(3).repeat(len(kept), 1, 1)
     K[:, 0, 0] = K[:, 1, 1] = GUESSED_FOCAL * size.amax(-1)
     K[:, 0, 2], K[:, 1, 2] = (size[:, 1] - 1) / 2, (size[:, 0] - 1) / 2
@@ -313,4 +316,4 @@ def _flat(people: People, rows: Sequence[int]) -> People3D:
         PhotoFiles(paths, people.source), people.joints, of, xy, conf, people.visible[kept], torch.zeros(*xy.shape[:2], 3),
         torch.zeros_like(conf), boxes, K, size, torch.zeros(len(kept), dtype=torch.bool),
     )  # fmt: skip
-    return flat[(boxes[:, 2:] - boxes[:, :2].clamp_min(-0.5) > 8).all(-1)]
+    return flat[_shown(flat)]

@@ -34,6 +34,7 @@ class SceneBatch(NamedTuple):
     maps: ORPMMaps
     written: Bool[Tensor, "B J h w"]
     has_depth: Bool[Tensor, " B"]
+    known: Bool[Tensor, "B J"]  # joints that the set of the image has
 
 
 class SceneTask(Task):
@@ -71,12 +72,13 @@ class SceneTask(Task):
 
     def batches(self, epoch: int, random: torch.Generator) -> Iterator[SceneBatch]:
         for parts in zip(*(self._part(people, random) for people in self.training), strict=True):
-            image, maps, written, has_depth = zip(*parts, strict=True)
+            image, maps, written, has_depth, known = zip(*parts, strict=True)
             yield SceneBatch(
                 torch.cat(image),
                 ORPMMaps(*(torch.cat(same) for same in zip(*maps, strict=True))),
                 torch.cat(written),
                 torch.cat(has_depth),
+                torch.cat(known),
             )
 
     def _part(self, people: People3D, random: torch.Generator) -> Iterator[SceneBatch]:
@@ -91,6 +93,8 @@ class SceneTask(Task):
         nothing = torch.zeros(wanted, len(people.joints), 2, device=device)
         by, flipped = self.augment.matrix(nothing, nothing[..., 0], people.joints, self.net.size, random)
         matrix = compose(by.cpu(), views.to_crop)
+        known = (people.conf > 0).any(0).to(device)
+        known = torch.where(flipped[:, None], known[list(people.joints.flip)], known)
         images = cut(people.photos, photos[order], matrix, self.net.size, self._share, self.workers)
         for k, image in enumerate(images):
             chosen = range(k * self._share, (k + 1) * self._share)
@@ -104,12 +108,13 @@ class SceneTask(Task):
                 for n in chosen
             ]  # fmt: skip
             maps = ORPMMaps(*(torch.stack(same) for same in zip(*(m for m, _ in said), strict=True)))
-            depth = people.has_depth[one[chosen.start : chosen.stop]].to(device)
-            yield SceneBatch(image, maps, torch.stack([written for _, written in said]), depth)
+            part = slice(chosen.start, chosen.stop)
+            depth = people.has_depth[one[part]].to(device)
+            yield SceneBatch(image, maps, torch.stack([written for _, written in said]), depth, known[part])
 
     def losses(self, batch: SceneBatch) -> dict[str, Tensor]:
         raw = self.modules["net"](batch.image)
-        return self.net.loss(raw, batch.maps, batch.written, batch.has_depth)
+        return self.net.loss(raw, batch.maps, batch.written, batch.has_depth, batch.known)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Of the people of whom half shows in the image: with the mean pose in the place of those who were missed, and of those
@@ -216,7 +221,11 @@ class SceneRun:
     start: Start | None = None
 
     def task(self, path: Path | None, device: torch.device) -> SceneTask:
-        """Open the data and build the network. InputError if something is missing."""
+        """Build the network and open the data. InputError if something is missing."""
+        torch.manual_seed(self.plan.seed)
+        net = self.net(self.joints)
+        if self.start is not None:
+            begin(net, self.start)
         path = path or Path(self.data.home)
         source = self.data
         if isinstance(source, RenderedScenes):
@@ -225,9 +234,5 @@ class SceneRun:
             source = replace(source, source=replace(source.source, least_seen=0.0))
         training = [part.convert(self.joints) for part in source.training(path)]
         validation = source.validation(path).convert(self.joints)
-        torch.manual_seed(self.plan.seed)
-        net = self.net(self.joints)
-        if self.start is not None:
-            begin(net, self.start)
         workers = processes(self.workers)
         return SceneTask(net.to(device), training, validation, self.batch, self.augment, self.steps, workers)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from body3d.joint_set import mirrored
 from body3d.skeletons import H36M16
 
 __all__ = [
@@ -24,8 +25,8 @@ __all__ = [
 ]  # fmt: skip
 
 NOISE = 48
-BONES = H36M16.names[1:]  # a bone is named after its outer joint, and joint 0 is the root
-PARENTS = list(H36M16.parents[1:])
+BONES = H36M16.below_root  # a bone is named after its outer joint, and joint 0 is the root
+PARENTS = [parent for parent in H36M16.parents if parent >= 0]
 
 
 def _bones(*names: str) -> list[int]:
@@ -69,7 +70,7 @@ class Augmented:
 # Bending the trunk would turn all that hangs on it; a body that grew as a whole would look the same from further away.
 RIGID = _bones("spine", "thorax")
 # Left and right share a ratio.
-PAIRS = [min(i, BONES.index(H36M16.names[H36M16.flip[i + 1]])) for i in range(len(BONES))]
+PAIRS = [min(i, BONES.index(mirrored(bone))) for i, bone in enumerate(BONES)]
 RATIOS = sorted(set(PAIRS))
 FIXED_RATIO = RATIOS.index(BONES.index("thorax"))
 

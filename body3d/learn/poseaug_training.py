@@ -104,9 +104,7 @@ class PoseAugTask(Task):
 
     def batches(self, epoch: int, random: torch.Generator) -> Iterator[PoseAugBatch]:
         self.epoch, self.count, self.random = epoch, 0, random
-        takes = self.lifting.training(random)
-        order = takes.index[torch.randperm(len(takes.index), generator=random, device=random.device)]
-        for index in order[: self.steps() * self.lifting.batch].split(self.lifting.batch):
+        for takes, index in self.lifting.drawn(epoch, random):
             xy = self._seen(takes.xy[index])
             yield PoseAugBatch(xy, takes.xyz[index], takes.focal[index], takes.centre[index])
 
@@ -181,6 +179,8 @@ class PoseAugRun(LifterRun):
             raise InputError(
                 f"PoseAug makes single poses of {H36M16.name}; the run asks for {self.frames} frames of {self.joints.name}"
             )
+        if self.flip:
+            raise InputError("PoseAug does not mirror the poses that it makes others of: leave out `flip`")
         lifting = super().task(path, device)
         if self.start is not None:
             content = read_checkpoint(self.start)

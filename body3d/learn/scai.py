@@ -31,7 +31,7 @@ from body3d.layers import PreActBottleneck, conv_bn
 from body3d.learn.pose2d import Batch, PoseRun, PoseTask
 from body3d.losses import joint_mse
 from body3d.nets.hourglass import Hourglass
-from body3d.posenet import PoseNet
+from body3d.posenet import PoseNet, check_size
 from body3d.train import Task
 from body3d.types import Keypoints2D
 
@@ -59,10 +59,14 @@ def limbs(joints: JointSet) -> dict[str, tuple[str, ...]]:
 
 # ---- networks ------------------------------------------------------------------------------------------------------
 class MapNet(nn.Module):
-    """Maps to maps of the same size by one small hourglass, zeros at first; sizes must be multiples of 2 ** `depth`."""
+    """Maps to maps of the same size by one small hourglass, zeros at first.
+
+    InputError for maps whose sides are no multiples of 2 ** `depth`.
+    """
 
     def __init__(self, inputs: int, outputs: int, width: int = 32, depth: int = 3):
         super().__init__()
+        self.depth = depth
         self.first = conv_bn(inputs, width)
         self.hourglass = Hourglass(lambda: PreActBottleneck(width, width), depth)
         self.last = nn.Conv2d(width, outputs, 1)
@@ -71,6 +75,10 @@ class MapNet(nn.Module):
         nn.init.zeros_(cast(Tensor, self.last.bias))
 
     def forward(self, maps: Float[Tensor, "B I h w"]) -> Float[Tensor, "B O h w"]:
+        if any(side % 2**self.depth for side in maps.shape[-2:]):
+            raise InputError(
+                f"maps of {maps.shape[-2]} x {maps.shape[-1]} cells cannot be halved {self.depth} times: take a smaller depth"
+            )
         return self.last(self.hourglass(self.first(maps)))
 
 
@@ -203,9 +211,13 @@ def _norm(parts: Sequence[Tensor]) -> Float[Tensor, ""]:
 
 
 def adapt(net: PoseNet, image: Float[Tensor, "B 3 H W"], steps: int = 5, lr: float = 0.003) -> Keypoints2D:
-    """The keypoints of each crop after adaptation to that crop alone. InputError for a network without corrections."""
+    """The keypoints of each crop after adaptation to that crop alone.
+
+    InputError for a network without corrections, and for crops of another size.
+    """
     if not isinstance(net.net, SCAI):
         raise InputError(f"{type(net.net).__name__} cannot be adapted: only what learn.scai.correctable gives can")
+    check_size(image, net.size)
     with torch.no_grad():
         maps = net.net.base(net.normalise(image))[-1]
     better = torch.cat([adapt_maps(net.net, one, steps, lr).maps for one in maps.split(1)])

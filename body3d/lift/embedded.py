@@ -18,14 +18,13 @@ from body3d.atomic import atomic
 from body3d.camera import Camera, undistort
 from body3d.errors import InputError
 from body3d.lift.baseline import SimpleBaseline3D
-from body3d.skeletons import COCO_WHOLEBODY133, H36M17, SMPLX55, JointSet
+from body3d.skeletons import FEET23, H36M17, SMPL22, JointSet
 from body3d.types import Keypoints2D, Keypoints3D
 
-__all__ = ["BODY34", "FEET23", "Lifted", "RayLifter", "embedded_lifter"]
+__all__ = ["BODY34", "Lifted", "RayLifter", "embedded_lifter"]
 
-FEET23 = JointSet("body_feet23", COCO_WHOLEBODY133.names[:23], COCO_WHOLEBODY133.parents[:23])
 # The body's own joints, then what Human3.6M names besides, then what the fit's bones end at.
-_BODY = SMPLX55.names[:22]
+_BODY = SMPL22.names
 _EXTRA = {
     "mid_hip": "pelvis", "spine": "spine2", "thorax": "spine3", "neck_nose": "neck", "head_top": "neck_nose",
     "nose": "head", "left_ear": "head", "right_ear": "head",
@@ -33,7 +32,7 @@ _EXTRA = {
 }  # fmt: skip
 BODY34 = JointSet(
     "body34", (*_BODY, *_EXTRA),
-    (*SMPLX55.parents[:22], *((*_BODY, *_EXTRA).index(p) for p in _EXTRA.values())),
+    (*SMPL22.parents, *((*_BODY, *_EXTRA).index(p) for p in _EXTRA.values())),
 )  # fmt: skip
 _H36M17 = tuple("mid_hip" if name == "pelvis" else name for name in H36M17.names)
 MIN_POINTS = 5  # fewer say nothing about a pose
@@ -95,17 +94,17 @@ def ray_features(
 def lift(lifter: RayLifter, keypoints: Keypoints2D, camera: Camera) -> Lifted:
     """3D joints of N people from their 2D keypoints (any joint set; what it lacks counts as not seen) and the photo's camera.
 
-    People of whom fewer than five points are known come out with confidence 0.
+    A point that is not finite is not known. People of whom fewer than five points are known come out with confidence 0.
     """
-    points = keypoints.convert(FEET23)
+    conf = torch.where(keypoints.xy.isfinite().all(-1), keypoints.conf, torch.zeros_like(keypoints.conf))
+    points = Keypoints2D(keypoints.xy, conf, keypoints.joints).convert(FEET23)
     uv = torch.linalg.solve(camera.K[:2, :2], (points.xy - camera.K[:2, 2]).mT).mT
     if camera.distortion is not None:
         uv = undistort(uv, camera.distortion)
-    conf = torch.where(points.xy.isfinite().all(-1), points.conf, torch.zeros_like(points.conf))
-    features, R = ray_features(uv, conf)
+    features, R = ray_features(uv, points.conf)
     xyz, log_scale = lifter(features)
     xyz = xyz @ R
-    known = ((conf > 0).sum(-1) >= MIN_POINTS).to(xyz)
+    known = ((points.conf > 0).sum(-1) >= MIN_POINTS).to(xyz)
     keypoints3d = lambda rows, joints: Keypoints3D(
         xyz[:, rows], known[:, None].expand(-1, len(rows)).clone(), joints, "root"
     )
@@ -129,13 +128,16 @@ def load_lifter(path: Path | str) -> RayLifter:
     if not path.is_file():
         raise InputError(f"{path}: there is no such lifter")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             state = {key: torch.from_numpy(file[key].astype(np.float32)) for key in file.files}
         width, blocks = (int(state.pop(key)) for key in ("width", "blocks"))
         lifter = RayLifter(width, blocks)
         lifter.load_state_dict({k: v.to(lifter.state_dict()[k].dtype) for k, v in state.items()})
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path} holds no lifter of this kind: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # zipfile, zlib, numpy and torch each have their own
+        raise InputError(
+            f"{path} holds no lifter, or is damaged: expected is what scripts/ship_lifter.py makes of a training of "
+            f"configs/embedded_lifter.py ({str(error).split(chr(10))[0]})"
+        ) from error
     return lifter.eval()
 
 

@@ -1,6 +1,6 @@
 """The embedded detector's errors as a random process, for training on projected joints as if they had been detected.
 
-The constants are measured, by `python scripts/fit_detector_noise.py DATA --observations seen.npz`, on 220 photos of Leeds Sports
+The constants are measured, by `python scripts/fit_detector_noise.py`, on 220 photos of Leeds Sports
 Pose Extended (limbs) and the COCO samples (face and feet: a dozen people, so these rows are rough). They are of people whom the
 detector finds; acrobats are harder than most. What COCO's annotators differ by among themselves is taken off in quadrature. What
 the definitions of a joint differ by is left out (hips lie 2 % of the person's size further in than annotated).

@@ -15,9 +15,7 @@ from body3d.view.plot import skeleton_views
 __all__ = ["write_lifted"]
 
 
-def write_lifted(
-    folder: Path, lifted: Lifted, detections: Detections, camera: Camera, focal_source: str, image: np.ndarray | None
-) -> None:
+def write_lifted(folder: Path, lifted: Lifted, detections: Detections, camera: Camera, focal_source: str) -> None:
     """lift.npz, lift.json and lift_N.png (from the front and from the side) into `folder`, all or none.
 
     Positions are metres from the middle of the hips in camera axes (x right, y down, z away from the camera).

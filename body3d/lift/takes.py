@@ -128,7 +128,7 @@ def h36m_takes(folder: Path | str, keypoints: str, test: bool) -> Takes:
         for k, take in enumerate(data.takes):
             sample = data.sequence(k)
             if sample.kp2d is None and sample.kp3d is not None and sample.camera is not None:
-                # "gt" is the projection; data_2d_h36m_gt.npz holds the same and need not be there
+                # "gt" is the projection. data_2d_h36m_gt.npz need not be there: it differs by less than a pixel (h36m_cameras)
                 xy = sample.camera.project(sample.kp3d.xyz)
                 sample = replace(sample, kp2d=Keypoints2D(xy, torch.ones_like(xy[..., 0]), sample.kp3d.joints))
             yield take.action, sample
@@ -136,18 +136,24 @@ def h36m_takes(folder: Path | str, keypoints: str, test: bool) -> Takes:
     return Takes.stack(samples(), str(folder))
 
 
-def mpi_inf_3dhp_takes(path: Path | str, scale: Scale = "annot3") -> Takes:
-    """MPI-INF-3DHP as P-STMO prepares it (one file for training, one for test); the cameras are fitted to its 2D and 3D."""
-    data = MPIINF3DHP.pstmo(path, scale)
+def mpi_inf_3dhp_takes(path: Path | str, scale: Scale = "univ_annot3") -> Takes:
+    """MPI-INF-3DHP as P-STMO prepares it (one file for training, one for test); the cameras are fitted to its 2D and 3D.
+
+    Its poses are universal (on a skeleton of one height), and so are errors against them. All frames of a test sequence are there;
+    those that are valid count.
+    """
+    data = MPIINF3DHP.pstmo(path, scale, all_frames=True)
+    valid = [torch.ones(len(r.xy), dtype=torch.bool) if r.valid is None else r.valid for r in data.recordings]
 
     def samples():
-        for r in data.recordings:
+        for r, v in zip(data.recordings, valid, strict=True):
             size = (1080, 1920) if r.name in ("TS5", "TS6") else (2048, 2048)
             ones = torch.ones_like(r.xy[..., 0])
             kp2d, kp3d = Keypoints2D(r.xy, ones, data.joints), Keypoints3D(r.xyz, ones, data.joints, "camera")
-            yield r.name, Sample(r.name, kp2d=kp2d, kp3d=kp3d, camera=camera_from_points(r.xyz, r.xy, size))
+            yield r.name, Sample(r.name, kp2d=kp2d, kp3d=kp3d, camera=camera_from_points(r.xyz[v], r.xy[v], size))
 
-    return Takes.stack(samples(), str(path))
+    takes = Takes.stack(samples(), str(path))
+    return replace(takes, counted=torch.cat(valid))
 
 
 # ---- free motion capture, seen by cameras of one's choice ----------------------------------------------------------

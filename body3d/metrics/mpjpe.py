@@ -47,6 +47,8 @@ def pa_mpjpe(
     With `scale` (rotation, translation, scale) it is protocol 2 of Human3.6M as most papers count it (Martinez et al., 2017).
     Without, it is what 3DMPPE's published evaluation calls PA-MPJPE ("protocol 1"): a larger number.
     """
+    if conf is not None:  # what does not count may be NaN
+        predicted, truth = (torch.where(conf[..., None] > 0, pose, 0.0) for pose in (predicted, truth))
     return mpjpe(align(predicted, truth, conf, scale), truth, conf)
 
 

@@ -1,11 +1,11 @@
 """3DPCK and its area under the curve, by MPI-INF-3DHP's official rule (Mehta et al., 3DV 2017), and errors of absolute position."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from body3d.metrics.mpjpe import joint_errors, masked_mean
+from body3d.metrics.mpjpe import joint_errors, masked_mean, root_relative
 
 # Official: head top, neck, shoulders, elbows, wrists, hips, knees, ankles. The pelvis (root), spine and head of the 17 are not
 # counted; papers that average all 17 report another number.
@@ -74,18 +74,20 @@ def root_ap(
     return area / people
 
 
-def pck3d_abs_rel(
+def correct_people(
     predicted: Float[Tensor, "N J 3"], truth: Float[Tensor, "M J 3"], root: int, threshold: float = 0.150
-) -> tuple[float, float, float]:
-    """(3DPCK_abs, 3DPCK_rel, 3DPCK_rel of matched people) of one image with several people (MuPoTS-3D, Moon et al., ICCV 2019).
+) -> tuple[Bool[Tensor, "M J"], Bool[Tensor, "M J"], Bool[Tensor, " M"]]:
+    """What is right in one image with several people: each joint in camera space, each from the root, and who has a match
+    (3DPCK_abs and 3DPCK_rel of MuPoTS-3D, Moon et al., ICCV 2019).
 
-    People are matched by their roots. A person without a match counts with all joints wrong, but not in the last number, which
-    is NaN when nobody is matched. abs compares camera-space positions, rel root-relative ones.
+    People are matched by their roots. All joints of a person without a match are wrong.
     """
-    pairs = match_roots(predicted[:, root], truth[:, root])
-    if not len(truth):
-        raise ValueError("there is nobody in the truth: 3DPCK is not defined")
-    relative = lambda p: p - p[root]
-    absolute = [pck3d(predicted[n], truth[m], threshold=threshold).item() for n, m in pairs]
-    rel = [pck3d(relative(predicted[n]), relative(truth[m]), threshold=threshold).item() for n, m in pairs]
-    return sum(absolute) / len(truth), sum(rel) / len(truth), sum(rel) / len(rel) if rel else float("nan")
+    absolute = torch.zeros(truth.shape[:2], dtype=torch.bool, device=truth.device)
+    relative, matched = absolute.clone(), absolute.new_zeros(len(truth))
+    if pairs := match_roots(predicted[:, root], truth[:, root]):
+        n, m = (list(rows) for rows in zip(*pairs, strict=True))
+        p, t = predicted[n], truth[m]
+        absolute[m] = joint_errors(p, t) < threshold
+        relative[m] = joint_errors(root_relative(p, root), root_relative(t, root)) < threshold
+        matched[m] = True
+    return absolute, relative, matched

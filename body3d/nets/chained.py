@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Codec, Heatmap, Size
 from body3d.codecs.base import Places, from_grid, swap_joints, to_grid
 from body3d.codecs.heatmap import gaussian_maps
@@ -29,7 +28,7 @@ from body3d.joint_set import JointSet
 from body3d.layers import conv_bn
 from body3d.losses import weighted_mean
 from body3d.nets.resnet import ResNet, resnet34, resnet50
-from body3d.posenet import IMAGENET, Normalise, PoseNet, of_maps
+from body3d.posenet import IMAGENET, Normalise, PoseNet, loaded, of_maps
 from body3d.skeletons import MPII16
 from body3d.types import Keypoints2D
 
@@ -91,7 +90,7 @@ class Chain(nn.Module):
                 state = self.steps[t - 1](torch.cat([state, *seen], 1))
             logits[joint] = self.read[t](state)
             if t + 1 < len(self.order):
-                y = flat_softmax(logits[joint]).detach()
+                y = flat_softmax(logits[joint]).detach().to(state.dtype)
                 if teacher is not None:
                     true = teacher[:, joint, None]
                     y = true if known is None else torch.where(known[:, joint, None, None, None], true, y)
@@ -266,7 +265,7 @@ def chained(
 
     Both sides of the crop are multiples of 32. `weights`: of this project.
     """
-    return _loaded(ChainedPoseNet(Chain(chain_order(joints), resnet50()), codec, joints, size), weights)
+    return loaded(ChainedPoseNet(Chain(chain_order(joints), resnet50()), codec, joints, size), weights)
 
 
 def chained_simplified(
@@ -279,12 +278,4 @@ def chained_simplified(
 
     `weights`: of that code or of this project. `codec` is one that reads a map per joint.
     """
-    return _loaded(of_maps(SimplifiedChain(len(joints)), codec, joints, size), weights)
-
-
-def _loaded(posenet: PoseNet, weights: Path | str | None) -> PoseNet:
-    if weights is not None:
-        state = {key.removeprefix("net."): value for key, value in read_published(weights).items()}
-        load_into(posenet.net, state, weights)
-        posenet.eval()
-    return posenet
+    return loaded(of_maps(SimplifiedChain(len(joints)), codec, joints, size), weights)

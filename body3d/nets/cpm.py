@@ -16,12 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Codec, Heatmap, Size, msra_heatmap
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.losses import joint_mse
-from body3d.posenet import Normalise, PoseNet, of_maps
+from body3d.posenet import Normalise, PoseNet, loaded, of_maps
 from body3d.skeletons import CPM14, MPII16
 
 __all__ = ["CPM", "Beliefs", "ReleasedCPM", "centre_map", "cpm", "cpm_released", "from_caffe"]
@@ -207,12 +206,8 @@ def cpm(
 
     `codec` is one that reads a map per joint; the default is how those weights were trained and are read.
     """
-    posenet = of_maps(net := CPM(len(joints)), codec, joints, size)
-    if weights is not None:
-        state = read_published(weights)
-        load_into(net, {_bare(key): value for key, value in state.items()}, weights)
-        posenet.eval()
-    return posenet
+    bare = lambda state: {key.removeprefix("backbone."): value for key, value in state.items()}
+    return loaded(of_maps(CPM(len(joints)), codec, joints, size), weights, bare)
 
 
 def cpm_released(
@@ -227,12 +222,4 @@ def cpm_released(
             f"the released CPM has a map of the background, which {type(codec).__name__} does not read: Beliefs does"
         )
     normalise = Normalise((0.5, 0.5, 0.5), (1.0, 1.0, 1.0), bgr=True, scale=255 / 256)
-    posenet = PoseNet(net := ReleasedCPM(len(joints)), codec, joints, size, normalise)
-    if weights is not None:
-        load_into(net, from_caffe(read_published(weights)), weights)
-        posenet.eval()
-    return posenet
-
-
-def _bare(key: str) -> str:
-    return key.removeprefix("net.").removeprefix("backbone.")
+    return loaded(PoseNet(ReleasedCPM(len(joints)), codec, joints, size, normalise), weights, from_caffe)

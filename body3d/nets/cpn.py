@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Codec, Size
 from body3d.codecs.base import from_grid, swap_joints, to_grid
 from body3d.codecs.peaks import gaussian_blur, peaks, read
@@ -22,11 +21,13 @@ from body3d.joint_set import JointSet
 from body3d.layers import Bottleneck, conv_bn
 from body3d.losses import joint_mse, ohkm_mse
 from body3d.nets.resnet import ResNet, resnet50, resnet101
-from body3d.posenet import IMAGENET, Normalise, PoseNet, of_maps
+from body3d.posenet import IMAGENET, Normalise, PoseNet, loaded, of_maps
 from body3d.skeletons import COCO17
 from body3d.types import Keypoints2D
 
-__all__ = ["CPN", "GlobalNet", "MegviiHeatmap", "RefineNet", "SupervisedPoseNet", "cpn_r50", "cpn_r101", "supervised"]
+__all__ = [
+    "CPN", "GlobalNet", "MegviiHeatmap", "RefineNet", "SupervisedPoseNet", "cpn_r50", "cpn_r101", "resized", "supervised",
+]  # fmt: skip
 
 WIDTH = 256  # channels of every level
 PEAK = 255.0  # of the targets
@@ -82,7 +83,7 @@ class RefineNet(nn.Module):
 
     def forward(self, features: list[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "B J h w"]:
         size = (features[-1].shape[-2], features[-1].shape[-1])
-        levels = [_resized(block(x), size) for block, x in zip(self.cascade, features, strict=True)]
+        levels = [resized(block(x), size) for block, x in zip(self.cascade, features, strict=True)]
         return self.final_predict(torch.cat(levels, 1))
 
 
@@ -115,10 +116,11 @@ class _Predict(nn.Sequential):
         *layers, norm = self
         for layer in layers:
             x = layer(x)
-        return norm(_resized(x, size))
+        return norm(resized(x, size))
 
 
-def _resized(x: Tensor, size: Size) -> Tensor:
+def resized(x: Float[Tensor, "B C _ _"], size: Size) -> Float[Tensor, "B C h w"]:
+    """Bilinear, with aligned corners."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
@@ -159,7 +161,7 @@ class MegviiHeatmap:
     ) -> Float[Tensor, ""]:
         target, inside = self.target(xy, size, (raw.shape[-2], raw.shape[-1]))
         if self.hardest is not None:
-            return ohkm_mse(raw, target, weight * inside, min(self.hardest, raw.shape[1]))
+            return ohkm_mse(raw, target, weight * inside, self.hardest)
         return joint_mse(raw, target, weight * inside)
 
     def decode(self, raw: Float[Tensor, "B J h w"], size: Size) -> tuple[Float[Tensor, "B J 2"], Float[Tensor, "B J"]]:
@@ -191,15 +193,10 @@ class SupervisedPoseNet(PoseNet):
         super().__init__(net, codecs[-1], joints, size, normalise)
         self.codecs, self.weights = tuple(codecs), tuple(weights)
 
-    def losses(self, image: Float[Tensor, "B 3 H W"], target: Keypoints2D) -> list[Float[Tensor, ""]]:
-        """Of every output, unweighted."""
-        outputs = zip(self.codecs, self(image), strict=True)
-        return [codec.loss(raw, target.xy, target.conf, self.size) for codec, raw in outputs]
-
-    def loss(self, image: Float[Tensor, "B 3 H W"], target: Keypoints2D) -> Float[Tensor, ""]:
-        self.check_joints(target)
-        weighted = zip(self.weights, self.losses(image, target), strict=True)
-        return torch.stack([weight * loss for weight, loss in weighted]).sum()
+    def loss_of(self, raws: list[Tensor], target: Keypoints2D) -> Float[Tensor, ""]:
+        outputs = zip(self.weights, self.codecs, raws, strict=True)
+        losses = [weight * codec.loss(raw, target.xy, target.conf, self.size) for weight, codec, raw in outputs]
+        return torch.stack(losses).sum()
 
 
 def supervised(
@@ -215,8 +212,8 @@ def supervised(
 ) -> PoseNet:
     """`SupervisedPoseNet` with bumps of `kernels` cells, and only the `hardest` joints for the outputs that are `refined`.
 
-    Weights are those of the released losses, which are plain means where ours (`losses`) are halved: 2 for refined outputs, 2
-    `easy` for the others. With a codec other than `MegviiHeatmap`, all outputs are taught by it alike.
+    Weights are those of the released losses, which are plain means where ours (`body3d.losses`) are halved: 2 for refined outputs,
+    2 `easy` for the others. With a codec other than `MegviiHeatmap`, all outputs are taught by it alike.
     """
     if not isinstance(codec, MegviiHeatmap):
         return of_maps(net, codec, joints, size, normalise)
@@ -261,7 +258,4 @@ def cpn_r101(
 def _cpn(trunk: ResNet, joints: JointSet, codec: Codec, size: Size, weights: Path | str | None) -> PoseNet:
     net = CPN(trunk, len(joints))
     posenet = supervised(net, codec, _KERNELS, _REFINED, 0.5, joints, size, _MEAN_COLOUR)
-    if weights is not None:
-        load_into(net, {key.removeprefix("net."): value for key, value in read_published(weights).items()}, weights)
-        posenet.eval()
-    return posenet
+    return loaded(posenet, weights)

@@ -13,14 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Codec, Regression, Size
 from body3d.codecs.base import to_fraction
 from body3d.codecs.regression import RegressionHead
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.nets.resnet import ResNet
-from body3d.posenet import Headed, PoseNet
+from body3d.posenet import Headed, PoseNet, loaded
 from body3d.skeletons import LSP14
 from body3d.tensors import Tensors
 
@@ -233,8 +232,4 @@ def deeppose(
     trunks = [trunk() for _ in range(3)]
     stages = [Headed(stage, RegressionHead(stage.channels, len(joints))) for stage in trunks]
     torso = joints.index("left_shoulder"), joints.index("right_hip")
-    posenet = PoseNet(net := Cascade(stages, torso, 220, sigma), codec, joints, size)
-    if weights is not None:
-        load_into(net, {key.removeprefix("net."): value for key, value in read_published(weights).items()}, weights)
-        posenet.eval()
-    return posenet
+    return loaded(PoseNet(Cascade(stages, torso, 220, sigma), codec, joints, size), weights)

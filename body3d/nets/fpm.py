@@ -12,13 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_into, read_published
-from body3d.codecs import Codec, Heatmap, Size
-from body3d.codecs.peaks import quarter_shift
+from body3d.codecs import Codec, Size
 from body3d.joint_set import JointSet
 from body3d.layers import PreActBottleneck, conv_bn
-from body3d.nets.hourglass import Hourglass
-from body3d.posenet import Normalise, PoseNet, of_maps
+from body3d.nets.hourglass import MPII_COLOURS, PAPER_MAPS, Hourglass
+from body3d.posenet import PoseNet, loaded, of_maps
 from body3d.skeletons import MPII16
 
 __all__ = [
@@ -167,34 +165,23 @@ def init_branched(conv: nn.Module, sources: int = 1, targets: int = 1) -> None:
 
 
 # ---- published sizes -----------------------------------------------------------------------------------------------
-_CODEC = Heatmap(sigma=1.0, decoder=quarter_shift, rounded=True)  # as the hourglass
-_COLOURS = Normalise((0.4404, 0.4440, 0.4327), (1.0, 1.0, 1.0))  # the mean colour of MPII
-
-
 def pyranet_2(
-    joints: JointSet = MPII16, codec: Codec = _CODEC, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     """Two stacks, as in the authors' training script: 7.3 million weights (our count). `weights`: of this project."""
-    return _loaded(PyraNet(2, len(joints)), joints, codec, size, weights)
+    return loaded(of_maps(PyraNet(2, len(joints)), codec, joints, size, MPII_COLOURS), weights)
 
 
 def pyranet_8(
-    joints: JointSet = MPII16, codec: Codec = _CODEC, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     """The paper's network, 28.1 million weights for MPII (our count). `weights`: of this project."""
-    return _loaded(PyraNet(8, len(joints)), joints, codec, size, weights)
+    return loaded(of_maps(PyraNet(8, len(joints)), codec, joints, size, MPII_COLOURS), weights)
 
 
 def pyranet_8_released(
-    joints: JointSet = MPII16, codec: Codec = _CODEC, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     """The default options of the authors' code: 30 scales, base 6, 54.3 million weights (our count)."""
-    return _loaded(PyraNet(8, len(joints), levels=30, base=6), joints, codec, size, weights)
-
-
-def _loaded(net: PyraNet, joints: JointSet, codec: Codec, size: Size, weights: Path | str | None) -> PoseNet:
-    posenet = of_maps(net, codec, joints, size, _COLOURS)
-    if weights is not None:
-        load_into(net, {key.removeprefix("net."): value for key, value in read_published(weights).items()}, weights)
-        posenet.eval()
-    return posenet
+    net = PyraNet(8, len(joints), levels=30, base=6)
+    return loaded(of_maps(net, codec, joints, size, MPII_COLOURS), weights)

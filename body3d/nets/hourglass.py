@@ -23,8 +23,8 @@ from body3d.posenet import PLAIN, Normalise, PoseNet, of_maps
 from body3d.skeletons import MPII16
 
 __all__ = [
-    "Hourglass", "StackedHourglass", "from_princeton", "hourglass_1", "hourglass_2", "hourglass_4", "hourglass_8",
-    "through_stacks", "through_stem",
+    "MPII_COLOURS", "PAPER_MAPS", "Hourglass", "StackedHourglass", "from_princeton", "hourglass_1", "hourglass_2", "hourglass_4",
+    "hourglass_8", "through_stacks", "through_stem",
 ]  # fmt: skip
 
 
@@ -129,30 +129,30 @@ def from_princeton(state: dict[str, Tensor], depth: int = 4) -> dict[str, Tensor
 
 # ---- published sizes -----------------------------------------------------------------------------------------------
 # Both codes round a joint down to the cell that it lies in and read a quarter of a cell from the highest one.
-_PAPER = Heatmap(sigma=1.0, decoder=quarter_shift, rounded=True)
-_BEARPAW = Normalise((0.4404, 0.4440, 0.4327), (1.0, 1.0, 1.0))  # the mean colour of MPII
+PAPER_MAPS = Heatmap(sigma=1.0, decoder=quarter_shift, rounded=True)
+MPII_COLOURS = Normalise((0.4404, 0.4440, 0.4327), (1.0, 1.0, 1.0))  # less their mean: bearpaw's
 
 
 def hourglass_1(
-    joints: JointSet = MPII16, codec: Codec = _PAPER, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     return _hourglass(1, joints, codec, size, weights)
 
 
 def hourglass_2(
-    joints: JointSet = MPII16, codec: Codec = _PAPER, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     return _hourglass(2, joints, codec, size, weights)
 
 
 def hourglass_4(
-    joints: JointSet = MPII16, codec: Codec = _PAPER, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     return _hourglass(4, joints, codec, size, weights)
 
 
 def hourglass_8(
-    joints: JointSet = MPII16, codec: Codec = _PAPER, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     """The paper's network, 25.6 million weights. `codec` is one that reads a map per joint.
 
@@ -166,7 +166,7 @@ def _hourglass(stacks: int, joints: JointSet, codec: Codec, size: Size, weights:
     state = {} if weights is None else read_published(weights)
     princeton = any(re.match(r"(model\.)?hgs\.", key) for key in state)
     net = StackedHourglass(stacks, len(joints), princeton=princeton)
-    posenet = of_maps(net, codec, joints, size, PLAIN if princeton else _BEARPAW)
+    posenet = of_maps(net, codec, joints, size, PLAIN if princeton else MPII_COLOURS)
     if weights is not None:
         own = {key.removeprefix("net."): value for key, value in state.items()}
         load_into(net, from_princeton(state) if princeton else own, weights)

@@ -11,11 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_headed
 from body3d.codecs import Codec, Size, msra_heatmap
 from body3d.joint_set import JointSet
 from body3d.layers import BasicBlock, Bottleneck, conv_bn, init_kaiming
-from body3d.posenet import PoseNet, on_trunk
+from body3d.posenet import PoseNet, loaded, on_trunk
 from body3d.skeletons import COCO17
 
 __all__ = ["HRNet", "HighResolutionModule", "hrnet_w32", "hrnet_w48"]
@@ -131,7 +130,7 @@ def hrnet_w32(
 
     The default codec is how those were trained and are read; at 384x288 they are read the same, but trained with sigma 3.
     """
-    return _on(HRNet(32), joints, codec, size, weights)
+    return loaded(on_trunk(HRNet(32), codec, joints, size), weights)
 
 
 def hrnet_w48(
@@ -141,12 +140,4 @@ def hrnet_w48(
     weights: Path | str | None = None,
 ) -> PoseNet:
     """63.6 million weights; else as `hrnet_w32`."""
-    return _on(HRNet(48), joints, codec, size, weights)
-
-
-def _on(trunk: HRNet, joints: JointSet, codec: Codec, size: Size, weights: Path | str | None) -> PoseNet:
-    net = on_trunk(trunk, codec, joints, size)
-    if weights is not None:
-        load_headed(net.net, weights)
-        net.eval()
-    return net
+    return loaded(on_trunk(HRNet(48), codec, joints, size), weights)

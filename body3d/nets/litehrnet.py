@@ -15,11 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_headed
 from body3d.codecs import Codec, Size, msra_heatmap
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
-from body3d.posenet import PoseNet, on_trunk
+from body3d.posenet import PoseNet, loaded, on_trunk
 from body3d.skeletons import COCO17
 
 __all__ = [
@@ -310,7 +309,7 @@ def litehrnet_18(
 
     The default codec is how those were trained and are read; at 384x288 they are read the same, but trained with sigma 3.
     """
-    return _on(LiteHRNet(), joints, codec, size, weights)
+    return loaded(on_trunk(LiteHRNet(), codec, joints, size), weights)
 
 
 def litehrnet_30(
@@ -320,7 +319,7 @@ def litehrnet_30(
     weights: Path | str | None = None,
 ) -> PoseNet:
     """1.8 million weights; else as `litehrnet_18`."""
-    return _on(LiteHRNet((3, 8, 3)), joints, codec, size, weights)
+    return loaded(on_trunk(LiteHRNet((3, 8, 3)), codec, joints, size), weights)
 
 
 def naive_litehrnet_18(
@@ -330,7 +329,7 @@ def naive_litehrnet_18(
     weights: Path | str | None = None,
 ) -> PoseNet:
     """Shuffle blocks, 0.8 million weights (the paper has 0.7); else as `litehrnet_18`."""
-    return _on(LiteHRNet(widths=(30, 60, 120, 240), naive=True), joints, codec, size, weights)
+    return loaded(on_trunk(LiteHRNet(widths=(30, 60, 120, 240), naive=True), codec, joints, size), weights)
 
 
 def naive_litehrnet_18_wide(
@@ -340,12 +339,4 @@ def naive_litehrnet_18_wide(
     weights: Path | str | None = None,
 ) -> PoseNet:
     """Shuffle blocks and as many channels as `litehrnet_18` has, 1.3 million weights; else as that."""
-    return _on(LiteHRNet(naive=True), joints, codec, size, weights)
-
-
-def _on(trunk: LiteHRNet, joints: JointSet, codec: Codec, size: Size, weights: Path | str | None) -> PoseNet:
-    net = on_trunk(trunk, codec, joints, size)
-    if weights is not None:
-        load_headed(net.net, weights)
-        net.eval()
-    return net
+    return loaded(on_trunk(LiteHRNet(naive=True), codec, joints, size), weights)

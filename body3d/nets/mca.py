@@ -12,14 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_into, read_published
-from body3d.codecs import Codec, Heatmap, Size
-from body3d.codecs.peaks import quarter_shift
+from body3d.codecs import Codec, Size
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import PreActBottleneck, conv_bn
-from body3d.nets.hourglass import Hourglass
-from body3d.posenet import UNIT, PoseNet, of_maps
+from body3d.nets.hourglass import PAPER_MAPS, Hourglass
+from body3d.posenet import UNIT, PoseNet, loaded, of_maps
 from body3d.skeletons import MPII16
 
 __all__ = ["MCA", "AttendedHourglass", "CRFAttention", "HourglassResidual", "mca", "mca_released"]
@@ -177,32 +175,22 @@ class AttendedHourglass(Hourglass):
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------
-_CODEC = Heatmap(sigma=1.0, decoder=quarter_shift, rounded=True)  # as the hourglass
-
-
 def mca(
-    joints: JointSet = MPII16, codec: Codec = _CODEC, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     """The paper's network, 58.4 million weights for MPII (our count). `weights`: of this project.
 
     In each stack the attention maps of all resolutions of the hourglass, brought to the finest by nearest neighbours, are added
     up.
     """
-    return _loaded(MCA(len(joints)), joints, codec, size, weights)
+    return loaded(of_maps(MCA(len(joints)), codec, joints, size, UNIT), weights)
 
 
 def mca_released(
-    joints: JointSet = MPII16, codec: Codec = _CODEC, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     """The authors' code with its default options, 58.3 million weights (our count): attention at the finest
     resolution alone, and a 1x1 CRF.
     """
-    return _loaded(MCA(len(joints), kernel=1, multi_resolution=False), joints, codec, size, weights)
-
-
-def _loaded(net: MCA, joints: JointSet, codec: Codec, size: Size, weights: Path | str | None) -> PoseNet:
-    posenet = of_maps(net, codec, joints, size, UNIT)
-    if weights is not None:
-        load_into(net, {key.removeprefix("net."): value for key, value in read_published(weights).items()}, weights)
-        posenet.eval()
-    return posenet
+    net = MCA(len(joints), kernel=1, multi_resolution=False)
+    return loaded(of_maps(net, codec, joints, size, UNIT), weights)

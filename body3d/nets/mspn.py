@@ -18,7 +18,7 @@ from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Codec, Size
 from body3d.joint_set import JointSet
 from body3d.layers import Bottleneck, conv_bn, init_kaiming
-from body3d.nets.cpn import MegviiHeatmap, supervised
+from body3d.nets.cpn import MegviiHeatmap, resized, supervised
 from body3d.posenet import IMAGENET, Normalise, PoseNet
 from body3d.skeletons import COCO17
 
@@ -114,9 +114,9 @@ class UpUnit(nn.Module):
     def forward(self, level: Float[Tensor, "B I h w"], above: Tensor | None, size: Size) -> tuple[Tensor, Tensor]:
         x = self.in_skip(level)
         if self.up_conv is not None and above is not None:
-            x = x + self.up_conv(_resized(above, (level.shape[-2], level.shape[-1])))
+            x = x + self.up_conv(resized(above, (level.shape[-2], level.shape[-1])))
         x = F.relu(x)
-        return x, _resized(self.predict(x), size)
+        return x, resized(self.predict(x), size)
 
 
 class Aggregate(nn.Module):
@@ -128,10 +128,6 @@ class Aggregate(nn.Module):
 
     def forward(self, down: Float[Tensor, "B I h w"], up: Float[Tensor, "B C h w"]) -> Float[Tensor, "B I h w"]:
         return self.down_skip(down) + self.up_skip(up)
-
-
-def _resized(x: Tensor, size: Size) -> Tensor:
-    return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 # ---- published names -----------------------------------------------------------------------------------------------

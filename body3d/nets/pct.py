@@ -124,7 +124,7 @@ class PoseTokenizer(nn.Module):
         x = self.start_embed(xy)
         if self.start_img_embed is not None:
             if guide is None:
-                raise ValueError("this tokenizer needs the image's features at the joints")
+                raise InputError("this tokenizer needs the image's features at the joints")
             x = torch.cat([x, self.start_img_embed(guide)], -1)
         x = self.encoder_layer_norm(self.encoder(torch.where(visible[..., None], x, self.invisible_token)))
         return self.feature_embed(self.token_mlp(x.mT).mT)
@@ -142,8 +142,8 @@ class PoseTokenizer(nn.Module):
     def update(self, features: Float[Tensor, "B M D"], codes: Int[Tensor, "B M"]) -> None:
         """Move each code to the exponential average of the features that chose it.
 
-        Counts are smoothed by 1e-5 before the division; the authors' code also stores them smoothed, which is the same to five
-        digits. Each process moves its own codebook: where there are several, gather features and codes first.
+        Counts are smoothed by 1e-5 and kept so, as in the authors' code: that of a code that is never chosen settles at 1e-4. Each
+        process moves its own codebook: where there are several, gather features and codes first.
         """
         flat, chosen = features.flatten(0, 1), codes.flatten()
         count = torch.bincount(chosen, minlength=len(self.codebook)).to(flat.dtype)
@@ -151,8 +151,8 @@ class PoseTokenizer(nn.Module):
         self.ema_cluster_size.lerp_(count, 1 - self.decay)
         self.ema_w.lerp_(total, 1 - self.decay)
         n = self.ema_cluster_size.sum()
-        size = (self.ema_cluster_size + 1e-5) / (n + len(count) * 1e-5) * n
-        self.codebook.copy_(self.ema_w / size[:, None])
+        self.ema_cluster_size.add_(1e-5).mul_(n / (n + len(count) * 1e-5))
+        self.codebook.copy_(self.ema_w / self.ema_cluster_size[:, None])
 
 
 class TokenClassifier(nn.Module):
@@ -279,9 +279,16 @@ def classifier_losses(raw: PCTOutput, xy: Float[Tensor, "B J 2"], weight: Float[
 def pct_on_trunk(
     trunk: nn.Module, tokenizer: PoseTokenizer, joints: JointSet = COCO17, size: Size = (256, 256)
 ) -> PoseNet:
-    """The second stage on a trunk of stride 32, whose last map is read. The tokenizer should be trained."""
+    """The second stage on a trunk of stride 32, whose last map is read. The tokenizer should be trained.
+
+    InputError for a tokenizer of another number of joints, or of one that needs the image's features (see `Tokens`).
+    """
     if not isinstance(trunk, Trunk):
         raise InputError(f"{type(trunk).__name__} is no trunk: it has no `channels`")
+    if (count := tokenizer.token_mlp.in_features) != len(joints):
+        raise InputError(f"the tokenizer is of poses of {count} joints, {joints.name} has {len(joints)}")
+    if tokenizer.start_img_embed is not None:
+        raise InputError("this tokenizer needs the image's features at the joints: train one with guide_channels=0")
     tokens, codes = tokenizer.token_mlp.out_features, len(tokenizer.codebook)
     classifier = TokenClassifier(trunk.channels, (size[0] // 32, size[1] // 32), tokens, codes)
     return PoseNet(Headed(trunk, PCTHead(classifier, tokenizer)), Tokens(), joints, size)

@@ -18,10 +18,9 @@ from torch.nn import functional as F
 from body3d.attention import sine_positions
 from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Heatmap, Size, msra_heatmap
-from body3d.errors import InputError
 from body3d.layers import conv_bn, deconv_layers
 from body3d.nets.resnet import resnet50
-from body3d.posenet import IMAGENET, Normalise, Trunk
+from body3d.posenet import IMAGENET, Normalise, Trunk, check_size
 from body3d.tensors import Tensors
 
 __all__ = ["POMNet", "Support", "pomnet_r50"]
@@ -76,9 +75,7 @@ class POMNet(nn.Module):
         self, image: Float[Tensor, "B S 3 H W"], xy: Float[Tensor, "B S K 2"], known: Float[Tensor, "B S K"]
     ) -> Support:
         """Photos with keypoints marked at `xy` (pixels). InputError if they are not of this network's size."""
-        if tuple(image.shape[-2:]) != self.size:
-            got, wanted = (f"{h} x {w}" for h, w in (image.shape[-2:], self.size))
-            raise InputError(f"this network sees crops of {wanted} pixels (height x width), got {got}: warp them")
+        check_size(image, self.size)
         grid = (self.size[0] // 4, self.size[1] // 4)
         maps, shown = self.codec.target(xy.flatten(0, 1), self.size, grid)
         shape = xy.shape[:2]
@@ -88,7 +85,11 @@ class POMNet(nn.Module):
     def predict(
         self, image: Float[Tensor, "B 3 H W"], support: Support
     ) -> tuple[Float[Tensor, "B K 2"], Float[Tensor, "B K"]]:
-        """Where each keypoint is (pixels), and how high its map is there; 0 for one that is not marked on all shots."""
+        """Where each keypoint is (pixels), and how high its map is there; 0 for one that is not marked on all shots.
+
+        InputError if the photos are not of this network's size.
+        """
+        check_size(image, self.size)
         xy, conf = self.codec.decode(self(image, support), self.size)
         return xy, conf * support.known.prod(1)
 

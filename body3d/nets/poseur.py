@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.attention import DeformableDecoderLayer, Pyramid, refine, sine_encoding, sine_positions
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs import RLE, Likelihood, RealNVP, Size
 from body3d.joint_set import JointSet
 from body3d.nets.hrnet import HRNet
 from body3d.nets.resnet import resnet50
-from body3d.posenet import PoseNet
+from body3d.posenet import PoseNet, loaded
 from body3d.skeletons import COCO17
 
 __all__ = ["Poseur", "disturbed", "from_published", "poseur_hrnet_w32", "poseur_hrnet_w48", "poseur_r50"]
@@ -137,10 +136,7 @@ def poseur_hrnet_w48(joints: JointSet = COCO17, size: Size = (384, 288), weights
 
 
 def _posenet(net: Poseur, joints: JointSet, size: Size, weights: Path | str | None) -> PoseNet:
-    if weights is not None:
-        load_into(net, from_published(read_published(weights)), weights)
-        net.eval()
-    return PoseNet(net, RLE(places="msra"), joints, size)
+    return loaded(PoseNet(net, RLE(places="msra"), joints, size), weights, from_published)
 
 
 # ---- published checkpoints -----------------------------------------------------------------------------------------

@@ -11,16 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_headed
 from body3d.codecs import DSNT, RLE, Codec, Integral, Likelihood, PIPNet, RealNVP, Regression, SimCC, Size, msra_heatmap
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import BasicBlock, Bottleneck, SqueezeExcite, deconv_layers, init_kaiming
-from body3d.posenet import IMAGENET, Headed, Normalise, PoseNet, on_trunk
+from body3d.posenet import IMAGENET, Headed, Normalise, PoseNet, loaded, on_trunk
 from body3d.skeletons import COCO17
 
 __all__ = [
-    "PlainRLEHead", "PoseResNet", "ResNet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "ALPHAPOSE", "PlainRLEHead", "PoseResNet", "ResNet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "simplebaseline_r50", "simplebaseline_r101", "simplebaseline_r152", "simcc_r50", "ipr_r50", "dsnt_r50",
     "deeppose_r50", "rle_r50", "rle_r50_mmpose", "pipnet_r18",
 ]  # fmt: skip
@@ -114,7 +113,7 @@ def simplebaseline_r50(
     weights: Path | str | None = None,
 ) -> PoseNet:
     """SimpleBaseline, 34.0 million weights. The published weights at 384x288 were trained with sigma 3."""
-    return _loaded(on_trunk(PoseResNet(Bottleneck, (3, 4, 6, 3)), codec, joints, size), weights)
+    return loaded(on_trunk(PoseResNet(Bottleneck, (3, 4, 6, 3)), codec, joints, size), weights)
 
 
 def simplebaseline_r101(
@@ -123,7 +122,7 @@ def simplebaseline_r101(
     size: Size = (256, 192),
     weights: Path | str | None = None,
 ) -> PoseNet:
-    return _loaded(on_trunk(PoseResNet(Bottleneck, (3, 4, 23, 3)), codec, joints, size), weights)
+    return loaded(on_trunk(PoseResNet(Bottleneck, (3, 4, 23, 3)), codec, joints, size), weights)
 
 
 def simplebaseline_r152(
@@ -132,7 +131,7 @@ def simplebaseline_r152(
     size: Size = (256, 192),
     weights: Path | str | None = None,
 ) -> PoseNet:
-    return _loaded(on_trunk(PoseResNet(Bottleneck, (3, 8, 36, 3)), codec, joints, size), weights)
+    return loaded(on_trunk(PoseResNet(Bottleneck, (3, 8, 36, 3)), codec, joints, size), weights)
 
 
 def simcc_r50(
@@ -173,11 +172,11 @@ def deeppose_r50(
     weights: Path | str | None = None,
 ) -> PoseNet:
     """The first stage of DeepPose on a ResNet, as mmpose has it (trained there by a smooth L1 loss): 23.6 million weights."""
-    return _loaded(on_trunk(resnet50(), codec, joints, size), weights)
+    return loaded(on_trunk(resnet50(), codec, joints, size), weights)
 
 
-# What RLE's authors subtract, without a division.
-_RLE = Normalise((0.406, 0.457, 0.480), (1.0, 1.0, 1.0))
+# What the authors of AlphaPose and RLE subtract, without a division.
+ALPHAPOSE = Normalise((0.406, 0.457, 0.480), (1.0, 1.0, 1.0))
 
 
 def rle_r50(
@@ -187,7 +186,7 @@ def rle_r50(
     weights: Path | str | None = None,
 ) -> PoseNet:
     """RLE (Li et al., ICCV 2021), 23.7 million weights with the flow. `weights`: a checkpoint of the authors."""
-    return _loaded(on_trunk(resnet50(), codec, joints, size, _RLE), weights)
+    return loaded(on_trunk(resnet50(), codec, joints, size, ALPHAPOSE), weights)
 
 
 def rle_r50_mmpose(
@@ -203,7 +202,7 @@ def rle_r50_mmpose(
         )
     trunk = resnet50()
     net = Headed(trunk, PlainRLEHead(trunk.channels, len(joints)))
-    return _loaded(PoseNet(net, codec, joints, size, IMAGENET), weights)
+    return loaded(PoseNet(net, codec, joints, size, IMAGENET), weights)
 
 
 class PlainRLEHead(nn.Module):
@@ -229,11 +228,4 @@ def pipnet_r18(joints: JointSet, codec: PIPNet, size: Size = (256, 256), weights
         raise InputError(
             f"the codec's mean shape has {len(codec.mean_shape)} points, {joints.name} {len(joints)} joints"
         )
-    return _loaded(on_trunk(resnet18(), codec, joints, size), weights)
-
-
-def _loaded(net: PoseNet, weights: Path | str | None) -> PoseNet:
-    if weights is not None:
-        load_headed(net.net, weights)
-        net.eval()
-    return net
+    return loaded(on_trunk(resnet18(), codec, joints, size), weights)

@@ -12,15 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_into, read_published
-from body3d.codecs import Codec, Heatmap, Size, msra_heatmap
+from body3d.codecs import Codec, Size, msra_heatmap
 from body3d.codecs.base import from_fraction, to_fraction
-from body3d.codecs.peaks import quarter_shift
 from body3d.crop import apply, box_to_crop, crop_matrix
 from body3d.joint_set import JointSet
-from body3d.nets.hourglass import StackedHourglass
-from body3d.nets.resnet import ResNet, resnet18, resnet50
-from body3d.posenet import PLAIN, Normalise, PoseNet, of_maps
+from body3d.nets.hourglass import PAPER_MAPS, StackedHourglass
+from body3d.nets.resnet import ALPHAPOSE, ResNet, resnet18, resnet50
+from body3d.posenet import PLAIN, PoseNet, loaded, of_maps
 from body3d.skeletons import COCO17, MPII16
 from body3d.types import Keypoints2D
 
@@ -134,12 +132,17 @@ class SymmetricPoseNet(PoseNet):
 
     net: SymmetricNet
 
-    def loss(self, image: Float[Tensor, "B 3 H W"], target: Keypoints2D) -> Float[Tensor, ""]:
-        self.check_joints(target)
+    def forward(self, image: Float[Tensor, "B 3 H W"], teacher: Keypoints2D | None = None) -> list[Tensor]:
+        """With a `teacher`, the parallel branch's answer comes after the others."""
+        if teacher is None:
+            return super().forward(image)
         maps, parallel, _ = self.net.both(self._prepared(image))
-        ours = [self.codec.loss(raw, target.xy, target.conf, self.size) for raw in maps]
-        middle = self.codec.loss(parallel[-1], centred(target, self.size).xy, target.conf, self.size)
-        return torch.stack(ours).mean() + middle
+        return [*maps, parallel[-1]]
+
+    def loss_of(self, raws: list[Tensor], target: Keypoints2D) -> Float[Tensor, ""]:
+        *maps, parallel = raws
+        middle = self.codec.loss(parallel, centred(target, self.size).xy, target.conf, self.size)
+        return super().loss_of(maps, target) + middle
 
 
 def centred(target: Keypoints2D, size: Size, padding: float = 1.25) -> Keypoints2D:
@@ -156,10 +159,6 @@ def centred(target: Keypoints2D, size: Size, padding: float = 1.25) -> Keypoints
 
 
 # ---- published sizes -----------------------------------------------------------------------------------------------
-_ALPHAPOSE = Normalise((0.406, 0.457, 0.480), (1.0, 1.0, 1.0))
-_PAPER = Heatmap(sigma=1.0, decoder=quarter_shift, rounded=True)
-
-
 def fastpose_r50(
     joints: JointSet = COCO17,
     codec: Codec = msra_heatmap(),
@@ -168,11 +167,11 @@ def fastpose_r50(
 ) -> PoseNet:
     """40.6 million weights for 17 joints. `weights`: a checkpoint of AlphaPose (without deformable convolutions)."""
     net = FastPose(resnet50(squeeze=True), len(joints))
-    return _loaded(of_maps(net, codec, joints, size, _ALPHAPOSE), weights)
+    return loaded(of_maps(net, codec, joints, size, ALPHAPOSE), weights)
 
 
 def rmpe_hourglass_4(
-    joints: JointSet = MPII16, codec: Codec = _PAPER, size: Size = (256, 256), weights: Path | str | None = None
+    joints: JointSet = MPII16, codec: Codec = PAPER_MAPS, size: Size = (256, 256), weights: Path | str | None = None
 ) -> PoseNet:
     """The paper's: a ResNet-18 finds the transformation, four stacked hourglasses the joints.
 
@@ -184,12 +183,4 @@ def rmpe_hourglass_4(
 
 def _symmetric(net: SymmetricNet, codec: Codec, joints: JointSet, size: Size, weights: Path | str | None) -> PoseNet:
     of_maps(net, codec, joints, size, PLAIN)  # says so where the codec reads no maps
-    return _loaded(SymmetricPoseNet(net, codec, joints, size, PLAIN), weights)
-
-
-def _loaded(net: PoseNet, weights: Path | str | None) -> PoseNet:
-    if weights is not None:
-        state = {key.removeprefix("net."): value for key, value in read_published(weights).items()}
-        load_into(net.net, state, weights)
-        net.eval()
-    return net
+    return loaded(SymmetricPoseNet(net, codec, joints, size, PLAIN), weights)

@@ -50,10 +50,10 @@ class SmallTrunk(nn.Module):
 
 
 def small(joints: JointSet = LSP14, codec: Codec = Heatmap(sigma=1.5), size: Size = (128, 96)) -> PoseNet:
-    """2.6 million weights with a codec that reads one map per joint, 0.11 billion multiplications at 128x96."""
+    """2.0 million weights with a codec that reads one map per joint, 0.11 billion multiplications at 128x96."""
     return on_trunk(SmallTrunk(), codec, joints, size)
 
 
 def small_lite(joints: JointSet = LSP14, codec: Codec = Heatmap(sigma=1.5), size: Size = (128, 96)) -> PoseNet:
-    """2.5 million weights, on a trunk of which there are ImageNet weights (`efficientnet_lite.imagenet_file`)."""
+    """2.4 million weights, on a trunk of which there are ImageNet weights (`efficientnet_lite.imagenet_file`)."""
     return on_trunk(LitePyramid(64), codec, joints, size, NORMALISE)

@@ -16,12 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from body3d.attention import DeformableDecoderLayer, DeformableEncoderLayer, Pyramid, as_maps, refine, sine_positions
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Heatmap, Regression, Size
 from body3d.joint_set import JointSet
 from body3d.layers import deconv_layers
 from body3d.nets.resnet import resnet50
-from body3d.posenet import PoseNet
+from body3d.posenet import PoseNet, loaded
 from body3d.skeletons import COCO17
 
 __all__ = ["TFPose", "TFPoseCodec", "TFPoseStage", "tfpose_r50"]
@@ -136,8 +135,4 @@ class TFPoseCodec:
 def tfpose_r50(joints: JointSet = COCO17, size: Size = (256, 192), weights: Path | str | None = None) -> PoseNet:
     """There are no published weights; `weights` are of this project."""
     trunk = resnet50()
-    net = TFPose(trunk, trunk.widths, len(joints))
-    if weights is not None:
-        load_into(net, {key.removeprefix("net."): value for key, value in read_published(weights).items()}, weights)
-        net.eval()
-    return PoseNet(net, TFPoseCodec(), joints, size)
+    return loaded(PoseNet(TFPose(trunk, trunk.widths, len(joints)), TFPoseCodec(), joints, size), weights)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.attention import TransformerBlock, sine_positions
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Heatmap, Size
+from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import Bottleneck
 from body3d.nets.hrnet import HighResolutionModule, HRNet
-from body3d.posenet import PoseNet
+from body3d.posenet import PoseNet, loaded
 from body3d.skeletons import COCO17, MPII16
 
 __all__ = [
@@ -65,7 +65,7 @@ class TokenPose(nn.Module):
     ):
         super().__init__()
         if grid[0] % patch[0] or grid[1] % patch[1]:
-            raise ValueError(f"a map of {grid} cannot be cut into patches of {patch}")
+            raise InputError(f"a map of {grid} cannot be cut into patches of {patch}")
         self.stem, self.patch, self.maps, self.grid = stem, patch, maps, grid
         self.patch_to_embedding = nn.Linear(inputs * patch[0] * patch[1], channels)
         self.keypoint_token = nn.Parameter(torch.zeros(1, joints, channels))
@@ -92,7 +92,7 @@ class TokenPose(nn.Module):
         """Patches row by row, linearly embedded; a patch is read pixel by pixel, all channels of each."""
         features = image if self.stem is None else self.stem(image)[0]
         if features.shape[2:] != self.grid:
-            raise ValueError(
+            raise InputError(
                 f"the network is made for maps of {self.grid}, the image gives {tuple(features.shape[2:])}"
             )
         patches = features.unflatten(3, (-1, self.patch[1])).unflatten(2, (-1, self.patch[0]))
@@ -202,10 +202,8 @@ def tokenpose_l_d6(
 
 def _posenet(net: TokenPose, joints: JointSet, size: Size, weights: Path | str | None) -> PoseNet:
     """Targets and reading are DARK's; sigma is 3 cells for maps of 96x72, in proportion to their height here."""
-    if weights is not None:
-        load_into(net, from_published(read_published(weights)), weights)
-        net.eval()
-    return PoseNet(net, Heatmap(sigma=2.0 * max(1.0, size[0] / 256), places="msra"), joints, size)
+    codec = Heatmap(sigma=2.0 * max(1.0, size[0] / 256), places="msra")
+    return loaded(PoseNet(net, codec, joints, size), weights, from_published)
 
 
 def _quarter(size: Size) -> Size:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.attention import TransformerBlock
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs import Size, udp_heatmap
+from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import deconv_layers
-from body3d.posenet import Headed, PoseNet
+from body3d.posenet import Headed, PoseNet, loaded
 from body3d.skeletons import COCO17
 
 __all__ = [
@@ -75,7 +75,7 @@ class ViT(nn.Module):
         x = self.patch_embed(image)
         if x.shape[2:] != self.grid:
             size = tuple(PATCH * n for n in self.grid)
-            raise ValueError(f"the positions are made for images of {size}, got {tuple(image.shape[2:])}")
+            raise InputError(f"the positions are made for images of {size}, got {tuple(image.shape[2:])}")
         x = x.flatten(2).mT + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
         return [self.last_norm(self.blocks(x)).mT.unflatten(2, self.grid)]
 
@@ -134,11 +134,7 @@ def _posenet(backbone: ViT, joints: JointSet, size: Size, weights: Path | str | 
     kernel = 3 if simple else 1
     head = nn.Conv2d(trunk.channels, len(joints), kernel, padding=kernel // 2)
     nn.init.normal_(head.weight, std=0.001)
-    net = Headed(trunk, head)
-    if weights is not None:
-        load_into(net, from_published(read_published(weights)), weights)
-        net.eval()
-    return PoseNet(net, udp_heatmap(), joints, size)
+    return loaded(PoseNet(Headed(trunk, head), udp_heatmap(), joints, size), weights, from_published)
 
 
 # ---- published checkpoints -----------------------------------------------------------------------------------------

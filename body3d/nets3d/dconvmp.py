@@ -124,11 +124,12 @@ def loss(
     out: DconvMPOutput,
     pose: Float[Tensor, "B J 3"],
     held: Bool[Tensor, "B J n n"],
+    weight3d: Float[Tensor, "B J"],
     weight: Float[Tensor, "B J"],
     phase: Phase,
 ) -> Float[Tensor, ""]:
-    """`pose` by `PoseTarget.encode`, `held` by `Windows.hold`; `weight` 0: the joint is unknown."""
-    squares = weighted_mean((out.pose - pose).square().sum(-1), weight)
+    """`pose` by `PoseTarget.encode`, `held` by `Windows.hold`; a weight of 0: the joint is not known in space, or in the image."""
+    squares = weighted_mean((out.pose - pose).square().sum(-1), weight3d)
     return phase.regression * squares + phase.detection * detection_loss(out.windows, held, weight)
 
 

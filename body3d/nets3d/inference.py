@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from body3d import skeletons
-from body3d.body.definitions import H36M17_ON_BODY, mixing_matrix, mixtures
+from body3d.body.definitions import NAMED_ON_BODY, mixing_matrix, mixtures
 from body3d.body.model import BodyModel
 from body3d.camera import Camera
-from body3d.checkpoints import load_into, read_published, what_network
+from body3d.checkpoints import load_into, read_published, weights_in, what_network
 from body3d.codecs.locationmap import LocationMap
 from body3d.codecs.volume import CoarseToFine, IntegralVolume
 from body3d.errors import InputError
@@ -65,8 +65,9 @@ class People:
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 def read_regressor(path: Path | str, kind: str) -> Regressor | SceneRegressor:
-    """The network of a training of this project (`best.pt`), or of a published checkpoint where there are any: 3DMPPE's PoseNet,
-    VNect in its re-implementation's names, coarse to fine in Torch7's. In eval mode. InputError if it holds another network.
+    """The network of a training of this project (`best.pt`, `last.pt`), or of a published checkpoint where there are any: 3DMPPE's
+    PoseNet, VNect in its re-implementation's names, coarse to fine in Torch7's. In eval mode. InputError if it holds another
+    network.
     """
     if kind not in KINDS:
         raise InputError(f"there is no regressor {kind!r}; there are {', '.join(KINDS)}")
@@ -79,7 +80,7 @@ def read_regressor(path: Path | str, kind: str) -> Regressor | SceneRegressor:
             + (": it belongs to --root-weights" if isinstance(net, RootFinder) else "")
         )
     assert not isinstance(net, RootFinder)
-    if isinstance(net, Regressor) and not net.lengths.any() and net.joints.name in ("h36m17", "mppe18"):
+    if isinstance(net, Regressor) and not net.lengths.any():
         net.lengths.copy_(usual_lengths(net.joints))
     return net.eval()
 
@@ -96,30 +97,29 @@ def read_root_finder(path: Path | str) -> RootFinder | mppe.RootNet:
 
 def _own(path: Path | str) -> Whole | None:
     """None: the file is not of a training of this project."""
-    state = read_published(path)
-    about = _about(Path(path))
-    if about is None:
+    state = _trained(Path(path))
+    about = state.get("_extra_state")
+    if not isinstance(about, dict):
         return None
     name, joints = about.get("name"), _joint_set(about.get("joints"))
     if name not in BUILDERS or joints is None:
         raise InputError(f"{path} holds {name} with the joints {about.get('joints')}, which this version does not know")
     net = BUILDERS[name](joints)
     try:
-        net.load_state_dict({**state, "_extra_state": about})
+        net.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path} holds other weights than {name}'s: {str(error).splitlines()[-1].strip()}") from error
     return net
 
 
-def _about(path: Path) -> dict[str, Any] | None:
-    """Which network a training of this project says that it is of."""
+def _trained(path: Path) -> dict[str, Any]:
+    """The state_dict in a checkpoint of this project; empty for another file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # older published files hold more than tensors: `read_published` knows which to pass over
-        return None
-    model = content.get("model") if isinstance(content, dict) else None
-    about = model.get("_extra_state") if isinstance(model, dict) else None
-    return about if isinstance(about, dict) else None
+        return {}
+    state = weights_in(content) if isinstance(content, dict) else {}
+    return state if isinstance(state, dict) else {}
 
 
 def _joint_set(name: object) -> JointSet | None:
@@ -154,13 +154,16 @@ def _published(path: Path | str, kind: str) -> Regressor:
 
 @cache
 def usual_lengths(joints: JointSet = H36M17) -> Float[Tensor, " E"]:
-    """The lengths of bones (m) of the open body's mean shape: what is taken for somebody's of whom nothing is known."""
+    """The lengths of bones (m) of the open body's mean shape: what is taken for somebody's of whom nothing is known.
+
+    InputError for joints that the body does not have.
+    """
     model = BodyModel.open()
+    found = mixtures(model.keypoints, joints, NAMED_ON_BODY)
+    if missing := [name for name in joints.names if name not in found]:
+        raise InputError(f"the open body has no {', '.join(missing)}, so the bones of {joints.name} are not known")
     points = model(model.zero_params(1)).joints.xyz[0]
-    found = mixtures(model.keypoints, H36M17, H36M17_ON_BODY)
-    xyz = mixing_matrix(found, model.keypoints.names) @ points
-    pose = Keypoints3D(xyz, torch.ones(len(xyz)), H36M17, "root").convert(joints)
-    return volumetric.limb_lengths(pose.xyz, joints)
+    return volumetric.limb_lengths(mixing_matrix(found, model.keypoints.names) @ points, joints)
 
 
 # ---- photos --------------------------------------------------------------------------------------------------------
@@ -221,9 +224,8 @@ def _released(net, image, xywh, depth, camera: Camera, boxes: Boxes, source: str
         far = torch.full((len(xywh),), 100.0)
         first = mppe.absolute_poses(posenet, image, xywh, far, camera.K, net.joints, flip).xyz.cpu()
         xy = camera.to("cpu").project(first)
-        lengths = net.lengths if net.lengths.any() else usual_lengths(net.joints)
         K = camera.K.cpu().expand(len(xywh), 3, 3)
-        depth = volumetric.depth_from_limbs(xy, first[..., 2] - far[:, None], K, lengths.cpu(), net.joints)
+        depth = volumetric.depth_from_limbs(xy, first[..., 2] - far[:, None], K, net.lengths.cpu(), net.joints)
     pose = mppe.absolute_poses(posenet, image, xywh, depth, camera.K, net.joints, flip)
     xyz = pose.xyz.cpu()
     root = xyz[:, net.root]

@@ -182,11 +182,8 @@ class ByWindows:
 
     def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
         pose, held = self.target.encode(target.xyz), self.windows.hold(target.xy, size)
-        squares = (raw.pose - pose).square().sum(-1)
         known = target.weight3d * target.has_depth[:, None]
-        regression = (squares * known).sum() / known.sum().clamp_min(1e-9)
-        detection = dconvmp.detection_loss(raw.windows, held, target.weight)
-        return self.phase.regression * regression + self.phase.detection * detection
+        return dconvmp.loss(raw, pose, held, known, target.weight, self.phase)
 
     def decode(self, raw: Any, size: Size) -> Decoded:
         return Decoded(torch.ones_like(raw.pose[..., 0]), xyz=self.target.decode(raw.pose))
@@ -263,8 +260,7 @@ class Regressor(_Whole):
             at = apply(invert(view.to_crop), middle.expand(len(image), 1, 2))
             depth = view.k if depth is None else depth
             root = back_project(at, depth[:, None], view.K)[:, 0] - _middle(said.xyz) * said.xyz.new_tensor([1, 1, 0])
-            uvw = (said.xyz + root[:, None]) @ view.K.mT
-            return Regressed(said.xyz, root, uvw[..., :2] / uvw[..., 2:].clamp_min(1e-3), said.conf)
+            return Regressed(said.xyz, root, _projected(said.xyz + root[:, None], view.K), said.conf)
         root = placed(said.xyz, xy, said.conf, view.K)
         if depth is not None:
             root = root * (depth / root[:, 2])[:, None]
@@ -281,6 +277,11 @@ class Regressor(_Whole):
         mean = lambda a, b: None if a is None else (a + b) / 2
         conf = (said.conf + swap_joints(mirrored.conf, flip)) / 2
         return Decoded(conf, mean(said.xy, xy), mean(said.z, other(mirrored.z)), mean(said.xyz, xyz))
+
+
+def _projected(xyz: Float[Tensor, "B J 3"], K: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B J 2"]:
+    uvw = xyz @ K.mT
+    return uvw[..., :2] / uvw[..., 2:].clamp_min(1e-3)
 
 
 def _middle(xyz: Float[Tensor, "B J 3"]) -> Float[Tensor, "B 3"]:
@@ -319,7 +320,7 @@ class RootFinder(_Whole):
 class SceneRegressor(_Whole):
     """ORPM: whole images (B, 3, h, w), RGB in 0..1, to the maps of everybody.
 
-    `sigma` and `width` in cells; `space` is the weight of the location maps against heat maps and fields.
+    `sigma` in cells; `space` is the weight of the location maps against heat maps and fields.
     """
 
     def __init__(
@@ -344,20 +345,29 @@ class SceneRegressor(_Whole):
         return orpm.ORPMMaps(heat, fields, location), written
 
     def loss(
-        self, raw: orpm.ORPMMaps, target: orpm.ORPMMaps, written: Bool[Tensor, "B J h w"], has_depth: Bool[Tensor, " B"]
-    ) -> dict[str, Tensor]:
-        """Of images by the maps of `maps`; the squares are summed over cells."""
-        squares = lambda a, b: (a - b).square().flatten(1).sum(1).mean() / len(self.joints)
-        written = written & has_depth[:, None, None, None]
+        self, raw: orpm.ORPMMaps, target: orpm.ORPMMaps, written: Bool[Tensor, "B J h w"], has_depth: Bool[Tensor, " B"],
+        known: Bool[Tensor, "B J"],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Of images by the maps of `maps`; the squares are summed over cells. `known` False: the set that an image is of does not
+        have that joint, so nothing is said of where it is, nor of the bones that end at it."""
+
+        def squares(a: Tensor, b: Tensor, counted: Bool[Tensor, "B N"]) -> Tensor:
+            return ((a - b).square().flatten(2).sum(2) * counted).sum(1).mean() / len(self.joints)
+
+        start, end = torch.tensor(self.joints.bones, device=known.device).mT
+        written = written & (known & has_depth[:, None])[..., None, None]
         return {
-            "heat": squares(raw.heat, target.heat),
-            "fields": squares(raw.fields, target.fields),
+            "heat": squares(raw.heat, target.heat, known),
+            "fields": squares(raw.fields, target.fields, known[:, start] & known[:, end]),
             "space": self.space * self.codec.loss(raw.location, target.location, written),
         }
 
     @torch.no_grad()
     def regress(self, image: Float[Tensor, "B 3 h w"], views: View) -> list[Regressed]:
-        """Everybody in each image, surest first; those of whom nothing could be read are left out. `views`: as of crops."""
+        """Everybody in each image, surest first; those of whom nothing could be read are left out. `views`: as of crops.
+
+        A joint that was not found in the image has a confidence of 0 and lies where its 3D joint is seen.
+        """
         out = []
         for i, (seen, space) in enumerate(orpm.people(self(image), self.size, self.codec)):
             legible = space.conf.amax(-1) > 0
@@ -365,7 +375,9 @@ class SceneRegressor(_Whole):
             xy = apply(invert(views.to_crop[i]).expand(n, 2, 3), seen.xy[legible])
             K = views.K[i].expand(n, 3, 3)
             xyz, conf = space.xyz[legible], seen.conf[legible]
-            out.append(Regressed(xyz, placed(xyz, xy, conf, K), xy, conf))
+            root = placed(xyz, xy, conf, K)
+            xy = torch.where(conf[..., None] > 0, xy, _projected(xyz + root[:, None], K))
+            out.append(Regressed(xyz, root, xy, conf))
         return out
 
 

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from body3d.errors import InputError
 from body3d.images import warp_crop
-from body3d.skeletons import SMPLX55, JointSet
+from body3d.skeletons import SMPL22, JointSet
 from body3d.types import BodyParams, Keypoints2D, Sample
 from body3d.view.draw import draw_keypoints
 from body3d.view.sides import contact_sheet
@@ -20,7 +21,12 @@ PAPER = 245  # grey
 
 
 def nine_samples(samples: Sequence[Sample]) -> UInt8[np.ndarray, "H W 3"]:
-    """Evenly spread over the set: the photo around the person if there is one, the joints on paper if not."""
+    """Evenly spread over the set: the photo around the person if there is one, the joints on paper if not.
+
+    InputError for a set without samples.
+    """
+    if not len(samples):
+        raise InputError("0 samples: there is nothing to draw")
     picks = [round((k + 0.5) * len(samples) / 9 - 0.5) for k in range(9)]
     tiles = {}
     for i in dict.fromkeys(picks):
@@ -74,7 +80,6 @@ def _posed(params: BodyParams) -> tuple[JointSet, Float[Tensor, "1 22 3"]]:
     model = BodyModel.open()
     zero = model.zero_params(1)
     pose = zero.pose.clone()
-    pose[0, :22] = params.pose[:22]
-    names = SMPLX55.names[:22]
-    points = model.subset(names)(BodyParams(pose, zero.shape, params.transl[None], zero.expression))
-    return JointSet("smpl22", names, SMPLX55.parents[:22]), points
+    pose[0, : len(SMPL22)] = params.pose[: len(SMPL22)]
+    points = model.subset(SMPL22.names)(BodyParams(pose, zero.shape, params.transl[None], zero.expression))
+    return SMPL22, points

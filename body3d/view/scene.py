@@ -85,7 +85,8 @@ def load_results(folder: str | Path) -> tuple[list[Mesh], Camera, UInt8[np.ndarr
     for path in files:
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                verts, faces, K = arrays["vertices"], arrays["faces"], arrays["K"]
+                verts, faces = arrays["vertices"].astype(np.float64), arrays["faces"].astype(np.int64)
+                K = arrays["K"].astype(np.float64)
         except KeyError as error:
             raise InputError(f"{path} was not written by a fit: {error.args[0]}") from error
         except Exception as error:  # zipfile, zlib and numpy each have their own
@@ -93,14 +94,16 @@ def load_results(folder: str | Path) -> tuple[list[Mesh], Camera, UInt8[np.ndarr
         if verts.ndim != 2 or verts.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3 or K.shape != (3, 3):
             shapes = f"{verts.shape}, {faces.shape} and {K.shape}"
             raise InputError(f"{path}: vertices (V, 3), faces (F, 3) and K (3, 3) are needed, got {shapes}")
+        if not (np.abs(K) < 1e30).all() or min(K[0, 0], K[1, 1]) <= 0:
+            raise InputError(f"{path} is damaged: K has entries that are not finite, or no focal length")
         if not np.isfinite(verts).all() or faces.min(initial=0) < 0 or faces.max(initial=0) >= len(verts):
             raise InputError(f"{path} is damaged: vertices that are not finite or faces beyond the last vertex")
-        meshes.append(Mesh(torch.tensor(verts).float(), torch.tensor(faces.astype(np.int64))))
+        meshes.append(Mesh(torch.tensor(verts).float(), torch.tensor(faces)))
     image = _photo(folder)
     intrinsics = torch.tensor(K).float()
     # Without a picture the principal point tells: it is the middle of a photo unless a camera file said otherwise.
-    middle = round(2 * float(intrinsics[1, 2])) + 1, round(2 * float(intrinsics[0, 2])) + 1
-    size = middle if image is None else (image.shape[0], image.shape[1])
+    height, width = (max(round(2 * float(intrinsics[axis, 2])) + 1, 1) for axis in (1, 0))
+    size = (height, width) if image is None else (image.shape[0], image.shape[1])
     return meshes, Camera(intrinsics, torch.eye(3), torch.zeros(3), size), image
 
 
