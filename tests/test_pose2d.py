@@ -199,7 +199,11 @@ def test_wrong_configs_are_refused_in_one_line(photos, tmp_path, capsys):
         train(Train(config, data=photos, out=tmp_path / "run", start=tmp_path / "resnet50.pth"))
     with pytest.raises(InputError, match=r"holds no Leeds Sports Pose, extended \(joints.mat or lspet\*.npz\)"):
         train(Train(config, data=tmp_path, out=tmp_path / "run"))
-    np.savez(tmp_path / "lspet.npz", image=np.array(["im1.png"] * 10), joints=np.ones((10, 14, 3), np.float32))
+    np.savez(
+        tmp_path / "lspet.npz",
+        image=np.array([f"im{n}.png" for n in range(10)]),
+        joints=np.ones((10, 14, 3), np.float32),
+    )
     with pytest.raises(InputError, match="annotations without photos"):
         train(Train(config, data=tmp_path, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
