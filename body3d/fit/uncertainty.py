@@ -27,6 +27,8 @@ NATURAL = 1.8
 # A given 3D pose errs as a whole, and a lifter read the same keypoints as the fit: its statements are worth fewer independent ones.
 # The share was chosen so that errors of synthetic fits lie within the deviations as often as they should.
 INDEPENDENT = 0.15
+# Keypoints beside a 3D pose weigh more in a fit than they are worth as statements: their confidences count so much of it here.
+WORTH = 0.6
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def uncertainty(problem: Problem, x: Float[Tensor, "B D"], target: Target, stage
     """Of the tree's joints and of all parameters, at minima x of the stage's objective, each for itself."""
     unknowns, names = problem.unknowns, problem.model.joints.names
     stage = replace(stage, directions=stage.directions * INDEPENDENT**0.5)
+    if problem.bones:
+        target = replace(target, conf=target.conf * WORTH)
     parts = [n for n in unknowns.slices if unknowns.size(n) and (n != "lean" or problem.bones)]
     curvature = problem.quadratics(x, target, stage, parts).curvature / (NATURAL * stage.pose**2)
     scale = curvature.diagonal(dim1=-2, dim2=-1).clamp_min(1e-12).rsqrt()
