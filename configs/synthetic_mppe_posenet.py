@@ -6,7 +6,7 @@ from body3d.nets.efficientnet_lite import imagenet_file
 from body3d.nets3d.builders import posenet_lite
 from body3d.train import Cosine, Plan
 
-EPOCHS = 36  # of 11,400 crops, about four minutes of one core
+EPOCHS = 29  # of 11,400 crops, about four minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=15000),

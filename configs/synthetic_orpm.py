@@ -10,7 +10,7 @@ from body3d.nets3d.builders import orpm_lite
 from body3d.skeletons import H36M17
 from body3d.train import Cosine, Plan
 
-EPOCHS = 4  # of 5,000 images, about four minutes of one core
+EPOCHS = 6  # of 5,000 images, about four minutes of one core
 
 run = SceneRun(
     data=RenderedScenes(count=15000),
