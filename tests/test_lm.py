@@ -299,7 +299,9 @@ def test_deviations_are_those_of_the_inverse_curvature():
     stage, target = SMPLIFYX_STAGES[-1], target_of(problem)
     out = uncertainty(problem, x, target, stage)
     counted = replace(stage, directions=stage.directions * INDEPENDENT**0.5)
-    H = problem.quadratics(x, target, counted, list(problem.unknowns.slices)).curvature / (NATURAL * stage.pose**2)
+    assert problem.bones  # of a 3D pose beside the keypoints
+    worth = replace(target, conf=WORTH * target.conf)
+    H = problem.quadratics(x, worth, counted, list(problem.unknowns.slices)).curvature / (NATURAL * stage.pose**2)
     covariance = torch.linalg.inv(H)
     unknowns, names = problem.unknowns, problem.model.joints
     own = covariance.diagonal(dim1=-2, dim2=-1).sqrt()

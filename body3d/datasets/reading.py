@@ -96,4 +96,6 @@ def locate(ends: Sequence[int], i: int) -> tuple[int, int]:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
+    if "allow_pickle" in text:  # NumPy's advice for what is no array: to unpickle it
+        return "it holds no arrays"
     return text.splitlines()[0] if text else type(error).__name__
