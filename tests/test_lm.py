@@ -21,7 +21,7 @@ from body3d.fit.problem import Problem, Trust
 from body3d.fit.residuals import projection_jacobian
 from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options, fit_keypoints
 from body3d.fit.starts import facing
-from body3d.fit.uncertainty import INDEPENDENT, NATURAL, Uncertainty, mixed, uncertainty
+from body3d.fit.uncertainty import INDEPENDENT, NATURAL, WORTH, Uncertainty, mixed, uncertainty
 from body3d.fit.unknowns import Unknowns
 from body3d.geometry import align
 from body3d.skeletons import COCO_WHOLEBODY133
