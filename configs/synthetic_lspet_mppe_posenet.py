@@ -12,7 +12,7 @@ from body3d.nets3d.builders import posenet_lite
 from body3d.skeletons import H36M17
 from body3d.train import Cosine, Plan
 
-EPOCHS = 3  # of 11,400 crops, about four minutes of one core
+EPOCHS = 3  # of 11,400 crops, about five minutes of one core
 
 run = RegressRun(
     data=Mixed(RenderedScenes(count=15000), lspet(), H36M17),

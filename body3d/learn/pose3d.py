@@ -318,6 +318,10 @@ def begin(net: Regressor | RootFinder | SceneRegressor, start: Start) -> None:
     """Weights of a training of the same network (`best.pt` or `last.pt`), or of a trunk (`begin_from`); either way the first blocks
     of an EfficientNet-Lite0 are frozen. InputError if they are of another."""
     path = start if isinstance(start, Path) else start()
+    if not path.is_file():
+        raise InputError(
+            f"{path}: there is no such checkpoint to begin from; run the training that writes it, or give another as --start"
+        )
     model = weights_in(read_checkpoint(path))
     if model.get("_extra_state") == net.get_extra_state():
         try:
