@@ -1,16 +1,20 @@
 """Published checkpoints: the state_dict in them, what network it is of, and how it gets into ours."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from body3d.errors import InputError
 
-__all__ = ["load_headed", "load_imagenet", "load_into", "read_published", "to_headed", "weights_in", "what_network"]
+__all__ = [
+    "filled", "load_headed", "load_imagenet", "load_into", "read_published", "to_headed", "weights_in", "what_network",
+]  # fmt: skip
+
+Net = TypeVar("Net", bound=nn.Module)
 
 # Where the repositories keep the weights: VideoPose3D "model_pos", PoseAug and weigq's port "state_dict", this project "model",
 # 3DMPPE "network".
@@ -124,6 +128,21 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str) 
         words = "; ".join(f"{what}: {_first_five(names)}" for what, names in wrong.items() if names)
         raise InputError(f"{path} holds {what_network(state)}, not what was asked for ({words})")
     module.load_state_dict(state, strict=False)
+
+
+def filled(
+    net: Net,
+    weights: Path | str | None,
+    rename: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = lambda state: state,
+) -> Net:
+    """`net` with the weights of a checkpoint, in eval mode; as it is where `weights` is None.
+
+    `rename` turns published names into ours. InputError as of `load_into`.
+    """
+    if weights is not None:
+        load_into(net, rename(read_published(weights)), weights)
+        net.eval()
+    return net
 
 
 # What published names begin with: mmpose's backbone and head (and parts of a head), AlphaPose's and RLE's backbone.

@@ -1,6 +1,7 @@
 """A network, the codec that reads it, and the joints that it speaks of: crop in, keypoints out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from body3d.checkpoints import load_headed, load_into, read_published
+from body3d.checkpoints import filled, load_headed
 from body3d.codecs import Codec, Mirrors, Size
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.types import Keypoints2D
 
 __all__ = [
-    "IMAGENET", "PLAIN", "UNIT", "Headed", "Normalise", "PoseNet", "Trunk", "check_size", "fused", "loaded", "of_maps", "on_trunk",
+    "IMAGENET", "PLAIN", "UNIT", "Headed", "Normalise", "PoseNet", "Trunk", "check_size", "evaluating", "fused", "loaded",
+    "of_maps", "on_trunk",
 ]  # fmt: skip
 
 
@@ -174,9 +176,20 @@ def loaded(
     if rename is None and isinstance(net.net, Headed):
         load_headed(net.net, weights)
     else:
-        state = {key.removeprefix("net."): value for key, value in read_published(weights).items()}
-        load_into(net.net, state if rename is None else rename(state), weights)
+        own = lambda state: {key.removeprefix("net."): value for key, value in state.items()}
+        filled(net.net, weights, own if rename is None else lambda state: rename(own(state)))
     return net.eval()
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """In eval mode, and then as it was: what is found must not depend on a batch, nor move the means of batch norms."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
 
 
 # ---- prediction alone ----------------------------------------------------------------------------------------------

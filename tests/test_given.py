@@ -10,7 +10,7 @@ from test_fit import CAMERA, people
 
 from body3d.body.priors import MaxMixturePrior
 from body3d.errors import InputError
-from body3d.fit import starts, terms
+from body3d.fit import problem, starts, terms
 from body3d.fit.given import BONES, CORRELATION, Given3D, bone_matrix, detector_3d, directions, ray_rotation
 from body3d.fit.problem import Problem
 from body3d.fit.smplifyx import BENDING_STAGE, fit_keypoints
@@ -89,6 +89,20 @@ def test_other_people_are_refused():
         fit_keypoints(model, keypoints, CAMERA, world[:1])
     with pytest.raises(InputError, match="one for each joint"):
         fit_keypoints(model, keypoints, CAMERA, given=[given(world.xyz, torch.ones(2, 17))])
+
+
+def test_beside_a_3d_pose_the_body_lies_nearer_to_its_keypoints(monkeypatch):
+    """Wrong 3D draws it away; by how much the weight of the keypoints tells, which alone stays as it was."""
+    model, _, _, keypoints, world = people(3)
+    noise = torch.randn(world.xyz.shape, generator=torch.Generator().manual_seed(0))
+    wrong = given(world.xyz + 0.1 * noise)
+    alone, beside = {}, {}
+    for weights in (problem.BESIDE_3D, (1.0, 1.0)):
+        monkeypatch.setattr(problem, "BESIDE_3D", weights)
+        miss = lambda **how: sum(r.reprojection_px for r in fit_keypoints(model, keypoints, CAMERA, **how))
+        alone[weights], beside[weights] = miss(), miss(given=[wrong])
+    (heavy, usual), (first, second) = beside.values(), alone.values()
+    assert heavy < 0.8 * usual and first == second
 
 
 def lifted(world, scale, seed=0):

@@ -19,7 +19,7 @@ from body3d.camera import Camera
 from body3d.commands import fit as command
 from body3d.errors import InputError
 from body3d.fit.checks import cleaned
-from body3d.fit.findings import measured
+from body3d.fit.findings import _said, measured
 from body3d.fit.inside import inspected
 from body3d.fit.photos import COMMON, FOCALS, focal_costs, in_photo, to_common
 from body3d.fit.smplifyx import SMPLIFYX_STAGES, Options
@@ -132,6 +132,9 @@ def test_what_is_said_of_a_body_that_was_moved_apart_is_of_where_it_is_then(mode
     small = measured(replace(before, person_px=0.01, exchanged="arms"), {n: {n: 1.0} for n in COCO17.names}, model)
     assert {"left_wrist", "right_elbow"} <= set(small.unexplained) and "left_knee" not in small.unexplained
     assert any("cannot reach: " in w for w in small.warnings)
+    many = replace(before, unexplained=tuple("abcdefg"))
+    assert _said(many)[0] == "keypoints that the body cannot reach: a, b, c, d, e and 2 more"
+    assert _said(replace(many, unexplained=tuple("abcde")))[0].endswith("reach: a, b, c, d, e")
 
 
 def test_a_fit_in_the_common_camera_is_said_in_the_photos_pixels(model):

@@ -1,7 +1,7 @@
 """The embedded 2D front end against annotated photos: who is found, how well, who is invented, how long it takes.
 
-`python -m body3d.benchmarks.detector --coco PHOTOS --annotations coco_wholebody_val_v1.0.json --lspet data/lspet` prints the tables
-of docs/benchmarks.md.
+`python -m body3d.benchmarks.detector --coco PHOTOS coco_wholebody_val_v1.0.json --lspet data/lspet` prints the tables of
+docs/benchmarks.md.
 """
 
 import itertools
@@ -171,23 +171,18 @@ def within(people: Detections, rows: list[int], joints: Float[Tensor, "12 3"]) -
     return distance[:, annotated] < 0.2 * torso
 
 
-def main(
-    coco: Path | None = None, annotations: Path | None = None, lspet: Path | None = None, lspet_photos: int = 150
-) -> None:
+def main(coco: tuple[Path, Path] | None = None, lspet: Path | None = None, lspet_photos: int = 150) -> None:
     """Print the figures of the embedded front end.
 
     Args:
-        coco: folder of COCO's photos.
-        annotations: COCO-WholeBody's file about them.
+        coco: folder of COCO's photos, and COCO-WholeBody's file about them.
         lspet: folder of LSPET.
         lspet_photos: how many of its photos to look at.
     """
-    if (coco is None) != (annotations is None):
-        raise InputError("--coco and --annotations belong together")
     warm_up = np.zeros((64, 64, 3), np.uint8)
     detect_embedded(warm_up, boxes=Boxes(torch.tensor([[0.0, 0, 64, 64]]), torch.ones(1)))
-    if coco is not None and annotations is not None:
-        c = coco_figures(coco, annotations)
+    if coco is not None:
+        c = coco_figures(*coco)
         people, hits = len(c.best), sum(b > FOUND for b in c.best)
         print(f"COCO, whole image: {hits} of {people} people found (OKS > {FOUND}), {c.ghosts} ghosts")
         print(

@@ -17,7 +17,7 @@ from torch import Tensor
 from body3d.body.definitions import H36M17_ON_BODY, mixing_matrix, mixtures
 from body3d.body.model import BodyModel
 from body3d.camera import Camera
-from body3d.errors import InputError
+from body3d.datasets.synthetic import read_poses
 from body3d.fit.given import Given3D, detector_3d, ray_rotation
 from body3d.fit.problem import STANDING_HEIGHT
 from body3d.fit.smplifyx import Options, fit_keypoints
@@ -78,13 +78,7 @@ def make_views(poses: Path, count: int = 40, noise: float = 0.02, noise_3d: floa
 
     `noise_3d` (metres, per joint and axis, smooth over the body's size) makes 3D joints about as wrong as MediaPipe's.
     """
-    from body3d.datasets.mocap import is_held_out
-
-    if not poses.is_file():
-        raise InputError(f"{poses} is missing: make it with scripts/retarget_mocap.py")
-    with np.load(poses) as file:
-        held = np.array([is_held_out(str(s)) for s in file["subject"]])[file["clip"]] & file["plausible"]
-        pose = torch.from_numpy(file["pose"][held].astype(np.float32))  # (M, 22, 3), y up
+    pose = torch.from_numpy(read_poses(poses, held_out=True)).float()  # (M, 22, 3), y up
     rng = torch.Generator().manual_seed(seed)
     pick = torch.randperm(len(pose), generator=rng)[:count]
     model = BodyModel.open()

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from body3d.bottomup.grouping import Grouped, Reading, group, quarter, refine
-from body3d.bottomup.people import Frame, cells_of, evaluating, filled, fit_frame, labelled, parabola, surest_first
-from body3d.checkpoints import to_headed
+from body3d.bottomup.people import Frame, cells_of, fit_frame, labelled, parabola, surest_first
+from body3d.checkpoints import filled, to_headed
 from body3d.codecs.base import Size, swap_joints
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.nets.hrnet import HRNet
 from body3d.nets3d.orpm import heat_of_all
-from body3d.posenet import IMAGENET, PLAIN, Headed, Normalise
+from body3d.posenet import IMAGENET, PLAIN, Headed, Normalise, evaluating
 from body3d.skeletons import COCO17
 from body3d.types import Keypoints2D
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from body3d.bottomup.openpose import LIMBS, PartMaps
-from body3d.bottomup.people import filled
+from body3d.checkpoints import filled
 from body3d.joint_set import JointSet
 from body3d.layers import conv_bn
 from body3d.skeletons import BODY18

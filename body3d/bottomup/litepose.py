@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from body3d.bottomup.associative import Associative
-from body3d.bottomup.people import filled
+from body3d.checkpoints import filled
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import init_kaiming

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from body3d.bottomup.people import evaluating
 from body3d.codecs import Places, Size
 from body3d.codecs.base import from_grid, swap_joints, to_grid
 from body3d.codecs.heatmap import gaussian_maps
@@ -30,7 +29,7 @@ from body3d.images import warp_crop
 from body3d.joint_set import JointSet
 from body3d.layers import conv_bn
 from body3d.losses import bone_loss, weighted_mean
-from body3d.posenet import Normalise, PoseNet, loaded
+from body3d.posenet import Normalise, PoseNet, evaluating, loaded
 from body3d.skeletons import COCO17
 from body3d.types import Keypoints2D
 

@@ -16,12 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from body3d.bottomup.people import PLUS, evaluating, filled, fit_frame, labelled, local_maxima, parabola, surest_first
+from body3d.bottomup.people import PLUS, fit_frame, labelled, local_maxima, parabola, surest_first
+from body3d.checkpoints import filled
 from body3d.codecs.base import Size
 from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.nets3d.orpm import affinity_fields, heat_of_all
-from body3d.posenet import Normalise
+from body3d.posenet import Normalise, evaluating
 from body3d.skeletons import BODY18
 from body3d.types import Keypoints2D
 
@@ -352,11 +353,11 @@ def find(net: nn.Module, image: np.ndarray, scales: Sequence[float] = (1.0,), he
     frame = fit_frame(image, "height", height, STRIDE, scales)
     device = next(net.parameters()).device
     heat = fields = torch.zeros(())
-    for at in scales:
-        with evaluating(net):
+    with evaluating(net):
+        for at in scales:
             maps = net(NORMALISE(frame.show(image, at, GREY, device)))[-1]
-        heat = heat + enlarged(maps.heat[0], frame.box).cpu() / len(scales)
-        fields = fields + enlarged(maps.fields[0], frame.box).cpu() / len(scales)
+            heat = heat + enlarged(maps.heat[0], frame.box).cpu() / len(scales)
+            fields = fields + enlarged(maps.fields[0], frame.box).cpu() / len(scales)
     rows, columns = frame.inside(frame.box)
     inside = (rows, columns)
     xy, conf = decode(heat[..., :rows, :columns], fields[..., :rows, :columns], inside)

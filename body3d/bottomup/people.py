@@ -1,24 +1,20 @@
-"""What the ways of finding everybody at once share: networks and their images, the peaks of maps, who is labelled, people.
+"""What the ways of finding everybody at once share: the image as a network sees it, the peaks of maps, who is labelled, people.
 
 An image lies at the top left of a box whose sides suit the network; at another test scale both are that many times as large, so
 the maps of all scales cover the same box and can be averaged after being brought to one grid.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from body3d.checkpoints import load_into, read_published
 from body3d.codecs.base import Size, from_grid, to_grid
 from body3d.errors import InputError
 from body3d.geometry import rescale
@@ -26,40 +22,9 @@ from body3d.images import warp_crop
 from body3d.joint_set import JointSet
 from body3d.types import Keypoints2D
 
-__all__ = [
-    "PLUS", "Frame", "evaluating", "filled", "fit_frame", "highest", "labelled", "local_maxima", "parabola", "square",
-    "surest_first",
-]  # fmt: skip
+__all__ = ["PLUS", "Frame", "fit_frame", "highest", "labelled", "local_maxima", "parabola", "square", "surest_first"]
 
-Net = TypeVar("Net", bound=nn.Module)
 LONGEST = 4.0  # times the length that an image's measured side is brought to: what memory allows
-
-
-# ---- networks ------------------------------------------------------------------------------------------------------
-def filled(
-    net: Net,
-    weights: Path | str | None,
-    rename: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = lambda state: state,
-) -> Net:
-    """`net` with the weights of a checkpoint, in eval mode; as it is where `weights` is None.
-
-    `rename` turns published names into ours. InputError as of `load_into`.
-    """
-    if weights is not None:
-        load_into(net, rename(read_published(weights)), weights)
-        net.eval()
-    return net
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """In eval mode, and then as it was: what is found must not depend on a batch, nor move the means of batch norms."""
-    training = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(training)
 
 
 # ---- the image -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from body3d.crop import apply, box_to_crop, crop_matrix, invert
 from body3d.detect.boxes import checked
 from body3d.detect.pose_nms import PaperRule, ReleasedRule, merge_detections
 from body3d.images import warp_crop
-from body3d.posenet import PoseNet
+from body3d.posenet import PoseNet, evaluating
 from body3d.types import Boxes, Detections, Keypoints2D
 
 __all__ = ["detect_topdown"]
@@ -41,16 +41,14 @@ def detect_topdown(
     xyxy = torch.cat([*given, torch.zeros(0, 4)])
     centre, width = box_to_crop(xyxy, net.size, padding)
     matrix = crop_matrix(centre, width, torch.zeros_like(width), net.size, places)
-    training = net.training
-    net.eval()
     xy, conf = [], []
-    for rows in torch.arange(len(owner)).split(batch) if owner else ():
-        crops = [warp_crop(images[owner[r]], matrix[r].double().numpy(), net.size) for r in rows.tolist()]
-        crop = torch.from_numpy(np.stack(crops)).to(device).permute(0, 3, 1, 2).float() / 255
-        seen = net.predict(crop, flip)
-        xy.append(apply(invert(matrix[rows]), seen.xy.cpu()))
-        conf.append(seen.conf.cpu())
-    net.train(training)
+    with evaluating(net):
+        for rows in torch.arange(len(owner)).split(batch) if owner else ():
+            crops = [warp_crop(images[owner[r]], matrix[r].double().numpy(), net.size) for r in rows.tolist()]
+            crop = torch.from_numpy(np.stack(crops)).to(device).permute(0, 3, 1, 2).float() / 255
+            seen = net.predict(crop, flip)
+            xy.append(apply(invert(matrix[rows]), seen.xy.cpu()))
+            conf.append(seen.conf.cpu())
     J = len(net.joints)
     points = torch.cat([*xy, xyxy.new_zeros(0, J, 2)]), torch.cat([*conf, xyxy.new_zeros(0, J)])
     counts = [len(found.xyxy) for found in boxes]

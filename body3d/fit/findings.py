@@ -22,6 +22,7 @@ __all__ = ["LIMITS", "implausible", "measured", "unseen"]
 CONFIDENT = 0.3
 KEYPOINT_SIGMA = 0.02  # of a standing person's height: what a good keypoint errs by
 UNEXPLAINED = 3.0  # standard deviations
+NAMED = 5  # keypoints in a warning: a face has 68
 MISSED = 0.05  # of a standing person's height: a larger median distance is a warning
 NOT_COMPARED = IGNORED.union(FACE68.names, *HAND_POINTS.values())  # keypoints that `reprojection_px` leaves out
 
@@ -118,7 +119,8 @@ def measured(result: FitResult, found: Mapping[str, Mixture], model: BodyModel) 
 
 def _said(result: FitResult) -> tuple[str, ...]:
     """The warnings of what a fit leaves unexplained; none of them holds pixels, which differ from camera to camera."""
-    reach = (f"keypoints that the body cannot reach: {', '.join(result.unexplained)}",) if result.unexplained else ()
+    names, more = ", ".join(result.unexplained[:NAMED]), len(result.unexplained) - NAMED
+    reach = (f"keypoints that the body cannot reach: {names}{f' and {more} more' * (more > 0)}",) if names else ()
     missed = result.reprojection_px / result.person_px  # false for NaN below
     miss = (f"the body misses the keypoints by {missed:.0%} of its height",) if missed > MISSED else ()
     return (*reach, *result.implausible, *miss)

@@ -21,8 +21,9 @@ from body3d.body.model import BodyModel, Constants
 from body3d.body.vposer import VPoser, vposer_v2
 from body3d.datasets.amass import AMASS
 from body3d.errors import InputError
+from body3d.joint_set import mirrored
 from body3d.learn.embedded_lifter import People
-from body3d.skeletons import BODY_JOINTS, SMPL22
+from body3d.skeletons import BODY_JOINTS
 from body3d.train import Plan, Task
 
 __all__ = ["AMASS_VALIDATION", "BodySurface", "PoseVAERun", "PoseVAETask", "Poses", "mirror"]
@@ -32,7 +33,7 @@ AMASS_VALIDATION = frozenset({"HumanEva", "MPI_HDM05", "HDM05", "SFU", "MPI_mosh
 AMASS_TEST = frozenset({"Transitions_mocap", "Transitions", "SSM_synced", "SSM"})
 
 # Mirrored in the plane between left and right joints swap sides, and a rotation vector keeps x and turns y and z round.
-_OTHER_SIDE = [BODY_JOINTS.index(SMPL22.names[SMPL22.flip[SMPL22.index(name)]]) for name in BODY_JOINTS]
+_OTHER_SIDE = [BODY_JOINTS.index(mirrored(name)) for name in BODY_JOINTS]
 
 
 def mirror(pose: Float[Tensor, "B 21 3"]) -> Float[Tensor, "B 21 3"]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from body3d.attention import DeformableDecoderLayer, DeformableEncoderLayer, Pyramid, as_maps, refine, sine_positions
 from body3d.codecs import Heatmap, Regression, Size
+from body3d.errors import InputError
 from body3d.joint_set import JointSet
 from body3d.layers import deconv_layers
 from body3d.nets.resnet import resnet50
@@ -120,7 +121,7 @@ class TFPoseCodec:
     weight: float = 50.0
 
     def head(self, channels: int, joints: int, size: Size) -> nn.Module:
-        raise NotImplementedError("TFPose has its own heads")
+        raise InputError("TFPose has heads of its own: its codec goes with it alone, on no other trunk")
 
     def loss(
         self, raw: TFPoseStage, xy: Float[Tensor, "B J 2"], weight: Float[Tensor, "B J"], size: Size
