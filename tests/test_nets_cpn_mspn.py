@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from body3d import posenet as posenet_module
+from body3d import checkpoints
 from body3d.codecs import Heatmap
 from body3d.errors import InputError
 from body3d.layers import Bottleneck
@@ -217,7 +217,7 @@ def test_colours_and_biases_follow_the_file(answer, bgr, biases, request, monkey
 def test_published_weights_of_cpn(request, monkeypatch):
     state = published_names("cpn50", request.path.parent / "known_answers")
     state["refine_net.final_predict.2.bias"] += 7
-    monkeypatch.setattr(posenet_module, "read_published", lambda path: state)
+    monkeypatch.setattr(checkpoints, "read_published", lambda path: state)
     net = cpn_r50(weights="published.pth")
     assert (net.net.refine_net.final_predict[2].bias == 7).all() and not net.training
 
