@@ -1,22 +1,24 @@
-"""DconvMP (Li & Chan, ACCV 2014), second half of the paper's second way: regression alone, after synthetic_dconvmp_detection."""
+"""DconvMP (Li & Chan, ACCV 2014), second half of the paper's second way: regression alone, light,
+160x160; after synthetic_dconvmp_detection."""
 
 from functools import partial
 from pathlib import Path
 
 from body3d.learn.pose3d import RENDERED_TRAINING, RegressRun
 from body3d.learn.pose3d_data import RenderedScenes
-from body3d.nets3d.builders import dconvmp_112
+from body3d.nets3d.builders import dconvmp_lite
 from body3d.nets3d.dconvmp import PRETRAINED
 from body3d.train import Cosine, Plan
 
-EPOCHS = 12  # of 11,400 crops, about two minutes of one core
+EPOCHS = 5  # of 11,400 crops, about four minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=15000),
-    net=partial(dconvmp_112, phase=PRETRAINED[1]),
+    net=partial(dconvmp_lite, phase=PRETRAINED[1]),
     start=Path("runs/synthetic_dconvmp_detection/last.pt"),
-    plan=Plan(EPOCHS, 3e-4, Cosine(EPOCHS, warmup=0.2), "adamw", weight_decay=0.01, clip_norm=1.0, ema=0.99),
-    batch=16,
-    steps=712,
+    plan=Plan(EPOCHS, 5e-4, Cosine(EPOCHS, warmup=0.2), "adamw", weight_decay=0.01, clip_norm=1.0, ema=0.99),
+    batch=32,
+    steps=356,
     augment=RENDERED_TRAINING,
+    frozen=3,
 )

@@ -17,4 +17,5 @@ run = RegressRun(
     batch=16,
     steps=356,
     augment=RENDERED_TRAINING,
+    frozen=3,
 )

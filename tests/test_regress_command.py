@@ -25,9 +25,9 @@ from body3d.types import Boxes, Keypoints3D
 BOX = [60.0, 20.0, 140.0, 180.0]
 
 
-def saved(folder: Path, name: str, joints=H36M17) -> Path:
+def saved(folder: Path, name: str, joints=H36M17, size=None) -> Path:
     torch.manual_seed(0)
-    net = builders.BUILDERS[name](joints)
+    net = builders.build(name, joints, size)
     if isinstance(net, regressors.Regressor):
         net.lengths.copy_(usual_lengths(H36M17))
     path = folder / f"{name}.pt"
@@ -51,7 +51,13 @@ def regress(*arguments) -> int:
 
 # ---- results -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("net", "name"), [("vnect", "vnect_lite"), ("volumetric", "volumetric_lite"), ("dconvmp", "dconvmp_112")]
+    ("net", "name"),
+    [
+        ("vnect", "vnect_lite"),
+        ("volumetric", "volumetric_lite"),
+        ("dconvmp", "dconvmp_112"),
+        ("dconvmp", "dconvmp_lite"),
+    ],
 )
 def test_every_network_writes_its_people(photo, tmp_path, net, name):
     weights, out = saved(tmp_path, name), tmp_path / "out"
@@ -181,6 +187,14 @@ def test_the_last_of_a_training_is_read_as_the_best_is(tmp_path, average):
     torch.save(content | {"log": []}, tmp_path / "last.pt")
     net = read_regressor(tmp_path / "last.pt", "dconvmp")
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("mppe", "posenet_lite"), ("vnect", "vnect_lite"), ("dconvmp", "dconvmp_lite")]
+)
+def test_a_network_trained_on_other_crops_is_read_for_those(tmp_path, kind, name):
+    net = read_regressor(saved(tmp_path, name, size=(96, 96)), kind)
+    assert net.name == name and net.size == (96, 96)
 
 
 def test_checkpoints_of_other_things(tmp_path):

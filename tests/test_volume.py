@@ -88,6 +88,38 @@ def test_the_loss_is_zero_at_the_target_only_and_unknown_joints_do_not_teach():
         assert (per_joint[[0, 1, 2, *range(4, J)]] > 0).all()
 
 
+def test_by_entropy_a_volume_that_is_the_bump_teaches_nothing_more():
+    """Its logits are the logarithm of the target's shares; of a flat volume the loss is the logarithm of the voxels."""
+    codec, (xy, z) = CoarseToFine(depths=(1, 8), teach="entropy"), poses(2)
+    targets = [codec.target(xy, z, SIZE, (16, 16), d) for d in codec.depths]
+    raws = [(t + 1e-12).log().flatten(1, 2).requires_grad_() for t in targets]
+    loss = codec.loss(raws, xy, z, torch.ones(2, J), SIZE)
+    shares = [t / t.sum((2, 3, 4), keepdim=True) for t in targets]
+    torch.testing.assert_close(loss, sum(-torch.xlogy(s, s).sum((2, 3, 4)).mean() for s in shares))
+    loss.backward()
+    assert all(raw.grad.abs().max() < 1e-6 for raw in raws)
+    flat = [torch.zeros(2, J * d, 16, 16) for d in codec.depths]
+    expected = torch.tensor(256.0).log() + torch.tensor(2048.0).log()
+    torch.testing.assert_close(codec.loss(flat, xy, z, torch.ones(2, J), SIZE), expected)
+    one = torch.zeros(2, J)
+    one[1, 4] = 1
+    torch.testing.assert_close(codec.loss(flat, xy, z, one, SIZE), expected / (2 * J))
+
+
+def test_by_entropy_confidence_is_a_share_of_the_bump():
+    codec, (xy, z) = CoarseToFine(depths=(1, 16), sigma=1.5, teach="entropy"), poses()
+    raws = [
+        (raw + 1e-12).log() + 3.0 for raw in raw_of(codec, xy, z, (32, 32))
+    ]  # softmax does not see what is added to all
+    got_xy, got_z, conf = codec.decode(raws, SIZE)
+    assert (got_xy - xy).abs().max() <= 4 + 1e-3 and (got_z - z).abs().max() <= 1 / 16 + 1e-6
+    inside = (z.abs() < 0.7) & ((xy - 128).abs() < 90).all(-1)  # the whole bump is in the volume
+    assert conf[inside].min() > 0.6 and conf[inside].median() > 0.8 and conf.max() <= 1
+    halves = [torch.logaddexp(raw, raw.roll(9, -1)) for raw in raws]  # two bumps: half as sure
+    torch.testing.assert_close(codec.decode(halves, SIZE)[2][inside], conf[inside] / 2, rtol=0.02, atol=0)
+    assert codec.decode([torch.zeros_like(raw) for raw in raws], SIZE)[2].max() < 0.01
+
+
 def test_soft_argmax_of_a_delta_is_exact():
     logits = torch.full((2, 3, 8, 10, 12), -1e4)
     cells = torch.tensor([[[0, 0, 0], [11, 9, 7], [5, 2, 3]], [[1, 8, 6], [10, 0, 7], [3, 3, 3]]])

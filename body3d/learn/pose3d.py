@@ -98,8 +98,10 @@ def moved(
     """The maps from photos to crops of those people, augmented if asked for, and what is true in them."""
     joints = people.joints
     root = joints.parents.index(-1)
-    xy, conf = apply(view.to_crop, people.xy[rows]), people.conf[rows]
     xyz, conf3d = people.xyz[rows] - people.xyz[rows][:, [root]], people.conf3d[rows]
+    # What is known in space is known in the crop, also where the crop reaches beyond the photo.
+    known = people.has_depth[rows][:, None] & (conf3d > 0)
+    xy, conf = apply(view.to_crop, people.xy[rows]), torch.where(known, 1.0, people.conf[rows])
     matrix = view.to_crop
     if augment is not None:
         by, flipped = augment.matrix(xy, conf, joints, size, random)
@@ -298,13 +300,14 @@ class RegressRun:
     workers: int | None = 0  # processes that cut crops; None: as many as there are cores to spare, at most 8
     start: Start | None = None  # weights to begin from (`begin`)
     true_depth: bool = False  # validation tells how far away roots are, as PoseNet's own does
+    frozen: int = 5  # blocks of an EfficientNet-Lite0 that stay as they began
 
     def task(self, path: Path | None, device: torch.device) -> RegressTask:
         """Build the network and open the data (rendering what is not rendered yet). InputError if something is missing."""
         torch.manual_seed(self.plan.seed)
         net = self.net(self.joints)
         if self.start is not None:
-            begin(net, self.start)
+            begin(net, self.start, self.frozen)
         path = path or Path(self.data.home)
         training = [part.convert(self.joints) for part in self.data.training(path)]
         validation = self.data.validation(path).convert(self.joints)
@@ -314,25 +317,31 @@ class RegressRun:
         )
 
 
-def begin(net: Regressor | RootFinder | SceneRegressor, start: Start) -> None:
-    """Weights of a training of the same network (`best.pt` or `last.pt`), or of a trunk (`begin_from`); either way the first blocks
-    of an EfficientNet-Lite0 are frozen. InputError if they are of another."""
+def begin(net: Regressor | RootFinder | SceneRegressor, start: Start, frozen: int = 5) -> None:
+    """Weights of a training of the same network (`best.pt` or `last.pt`; a convolutional one may have seen crops of another size),
+    or of a trunk (`begin_from`); either way the first `frozen` blocks of an EfficientNet-Lite0 are frozen. InputError if they are
+    of another."""
     path = start if isinstance(start, Path) else start()
     if not path.is_file():
         raise InputError(
             f"{path}: there is no such checkpoint to begin from; run the training that writes it, or give another as --start"
         )
     model = weights_in(read_checkpoint(path))
-    if model.get("_extra_state") == net.get_extra_state():
+    ours = net.get_extra_state()
+    if _without_size(model.get("_extra_state")) == _without_size(ours):
         try:
-            net.load_state_dict(model)
+            net.load_state_dict({**model, "_extra_state": ours})
         except RuntimeError as error:
             raise InputError(f"{path} holds another network: {_first_reason(error)}") from error
-        for part in net.modules():
-            if isinstance(part, EfficientNetLite):
-                part.freeze()
     else:
         begin_from(net, path)
+    for part in net.modules():
+        if isinstance(part, EfficientNetLite):
+            part.freeze(frozen)
+
+
+def _without_size(state: Any) -> Any:
+    return {name: value for name, value in state.items() if name != "size"} if isinstance(state, dict) else state
 
 
 def _first_reason(error: Exception) -> str:

@@ -49,7 +49,8 @@ class EfficientNetLite(nn.Module):
         self._blocks = nn.ModuleList(blocks)
 
     def freeze(self, blocks: int = 5) -> None:
-        """Keep the stem and the first blocks (5: to stride 8) as they are, batch norms included, from now on."""
+        """Keep the stem and the first blocks (3: to stride 4, 5: to stride 8) as they are, batch norms included, from now on."""
+        self.requires_grad_(True)
         self.frozen = blocks
         for part in self._held():
             part.requires_grad_(False)

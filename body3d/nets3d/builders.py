@@ -6,6 +6,7 @@ weights.
 
 from collections.abc import Callable
 
+from body3d.codecs.base import Size
 from body3d.codecs.locationmap import LocationMap, RedundantMap
 from body3d.codecs.volume import CoarseToFine
 from body3d.nets.efficientnet_lite import NORMALISE
@@ -24,8 +25,8 @@ from body3d.posenet import PLAIN, Normalise
 from body3d.skeletons import H36M17, MPPE18, MUPOTS17, MUPOTS21, JointSet
 
 __all__ = [
-    "BUILDERS", "dconvmp_112", "orpm_320", "orpm_lite", "posenet_256", "posenet_lite", "rootnet_256", "rootnet_lite",
-    "vnect_368", "vnect_lite", "volumetric_256", "volumetric_lite",
+    "BUILDERS", "build", "dconvmp_112", "dconvmp_lite", "orpm_320", "orpm_lite", "posenet_256", "posenet_lite", "rootnet_256",
+    "rootnet_lite", "vnect_368", "vnect_lite", "volumetric_256", "volumetric_lite",
 ]  # fmt: skip
 
 
@@ -37,11 +38,11 @@ def vnect_368(joints: JointSet = MUPOTS21) -> Regressor:
     )
 
 
-def vnect_lite(joints: JointSet = H36M17) -> Regressor:
-    """Maps in units of 0.1 m, with bumps of one cell of the 16 x 16."""
+def vnect_lite(joints: JointSet = H36M17, side: int = 160) -> Regressor:
+    """Maps in units of 0.1 m, with bumps of one cell of 8 pixels. `side` of the crop: a multiple of 32."""
     codec = LocationMap(joints, unit=0.1, sigma=1.0, location=0.1)
     net = vnect.vnect_lite(len(joints))
-    return Regressor("vnect_lite", net, ByLocationMaps(codec), joints, (128, 128), NORMALISE)
+    return Regressor("vnect_lite", net, ByLocationMaps(codec), joints, (side, side), NORMALISE)
 
 
 def volumetric_256(joints: JointSet = H36M17) -> Regressor:
@@ -52,7 +53,7 @@ def volumetric_256(joints: JointSet = H36M17) -> Regressor:
 
 def volumetric_lite(joints: JointSet = H36M17) -> Regressor:
     net = volumetric.volumetric_lite(len(joints))
-    codec = CoarseToFine((1, 16), sigma=1.5)
+    codec = CoarseToFine((1, 16), sigma=1.5, teach="entropy")
     return Regressor("volumetric_lite", net, ByCoarseToFine(codec), joints, (128, 128), NORMALISE)
 
 
@@ -60,9 +61,10 @@ def posenet_256(joints: JointSet = MPPE18) -> Regressor:
     return Regressor("posenet_256", mppe.PoseNet(len(joints)), ByIntegral(), joints, (256, 256))
 
 
-def posenet_lite(joints: JointSet = H36M17) -> Regressor:
+def posenet_lite(joints: JointSet = H36M17, side: int = 160) -> Regressor:
+    """`side` of the crop: a multiple of 32."""
     net = mppe.posenet_lite(len(joints))
-    return Regressor("posenet_lite", net, ByIntegral(), joints, (128, 128), NORMALISE)
+    return Regressor("posenet_lite", net, ByIntegral(), joints, (side, side), NORMALISE)
 
 
 def rootnet_256(joints: JointSet = MPPE18) -> RootFinder:
@@ -77,6 +79,13 @@ def rootnet_lite(joints: JointSet = H36M17) -> RootFinder:
 def dconvmp_112(joints: JointSet = H36M17, phase: dconvmp.Phase = dconvmp.MULTITASK[0]) -> Regressor:
     method = ByWindows(dconvmp.PoseTarget(joints), phase=phase)
     return Regressor("dconvmp_112", dconvmp.DconvMP(len(joints)), method, joints, (112, 112))
+
+
+def dconvmp_lite(joints: JointSet = H36M17, side: int = 160, phase: dconvmp.Phase = dconvmp.MULTITASK[0]) -> Regressor:
+    """`side` of the crop: a multiple of 32. Windows are a quarter of it."""
+    method = ByWindows(dconvmp.PoseTarget(joints), dconvmp.Windows(side=side / 4), phase)
+    net = dconvmp.dconvmp_lite(len(joints), side)
+    return Regressor("dconvmp_lite", net, method, joints, (side, side), NORMALISE)
 
 
 def orpm_320(joints: JointSet = MUPOTS17) -> SceneRegressor:
@@ -98,10 +107,18 @@ def _redundant(joints: JointSet, unit: float) -> RedundantMap:
     return RedundantMap(joints, anchors=("thorax", "pelvis"), limbs=limbs, unit=unit)
 
 
-BUILDERS: dict[str, Callable[[JointSet], Whole]] = {
+BUILDERS: dict[str, Callable[..., Whole]] = {
     build.__name__: build
     for build in (
         vnect_368, vnect_lite, volumetric_256, volumetric_lite, posenet_256, posenet_lite, rootnet_256, rootnet_lite, dconvmp_112,
-        orpm_320, orpm_lite,
+        dconvmp_lite, orpm_320, orpm_lite,
     )
 }  # fmt: skip
+
+SIZED = (vnect_lite, posenet_lite, dconvmp_lite)  # they come for crops of several sizes
+
+
+def build(name: str, joints: JointSet, size: Size | None = None) -> Whole:
+    """The network of that name, for crops of `size` if it comes for several."""
+    builder = BUILDERS[name]
+    return builder(joints, size[0]) if size is not None and builder in SIZED else builder(joints)  # type: ignore[call-arg]

@@ -2,7 +2,8 @@
 
 Li & Chan, "3D human pose estimation from monocular images with deep convolutional neural network", ACCV 2014. No code is published.
 Three convolutions with pooling are shared; each task has three connected layers. Widths, windows and the balance of the losses are
-ours, the paper's are not known; so is the parameter count.
+ours, the paper's are not known; so is the parameter count. `dconvmp_lite` has a trunk in the convolutions' place that has learnt
+from other images before.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from torch.nn import functional as F
 
 from body3d.codecs.base import Size
 from body3d.codecs.locationmap import from_parents, to_parents
+from body3d.layers import conv_bn
 from body3d.losses import weighted_mean
+from body3d.nets.efficientnet_lite import EfficientNetLite
 from body3d.skeletons import H36M17, JointSet
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "Phase",
     "PoseTarget",
     "Windows",
+    "dconvmp_lite",
     "detection_loss",
     "loss",
 ]
@@ -38,12 +42,23 @@ class DconvMPOutput(NamedTuple):
 
 
 class DconvMP(nn.Module):
-    """(B, 3, 112, 112) to a pose and, for each joint, `windows` x `windows` windows."""
+    """(B, 3, 112, 112) to a pose and, for each joint, `windows` x `windows` windows.
 
-    def __init__(self, joints: int = 17, windows: int = 8, width: int = 1024, dropout: float = 0.5):
+    `trunk`: what gives (B, `features`) of images, in the place of the three convolutions; images are as it wants them.
+    """
+
+    def __init__(
+        self,
+        joints: int = 17,
+        windows: int = 8,
+        width: int = 1024,
+        dropout: float = 0.5,
+        trunk: nn.Module | None = None,
+        features: int = 64 * 7 * 7,
+    ):
         super().__init__()
         self.joints, self.windows = joints, windows
-        self.trunk = nn.Sequential(
+        self.trunk = trunk or nn.Sequential(
             nn.Conv2d(3, 32, 9, 2, 4), nn.ReLU(inplace=True), nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2),
             nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
@@ -51,17 +66,36 @@ class DconvMP(nn.Module):
 
         def head(outputs: int) -> nn.Sequential:
             return nn.Sequential(
-                nn.Linear(64 * 7 * 7, width), nn.ReLU(inplace=True), nn.Dropout(dropout),
+                nn.Linear(features, width), nn.ReLU(inplace=True), nn.Dropout(dropout),
                 nn.Linear(width, width), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(width, outputs),
             )  # fmt: skip
 
         self.regression = head(3 * joints)
         self.detection = head(joints * windows**2)
 
-    def forward(self, image: Float[Tensor, "B 3 112 112"]) -> DconvMPOutput:
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> DconvMPOutput:
         features = self.trunk(image)
         pose = self.regression(features).tanh().unflatten(1, (self.joints, 3))
         return DconvMPOutput(pose, self.detection(features).unflatten(1, (self.joints, self.windows, self.windows)))
+
+
+class _LiteTrunk(nn.Module):
+    """EfficientNet-Lite0's last map with 128 channels, flattened: as many features as the convolutions have."""
+
+    channels = 128
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = EfficientNetLite()
+        self.narrow = conv_bn(self.trunk.channels, self.channels, 1)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
+        return self.narrow(self.trunk(image)[-1]).flatten(1)
+
+
+def dconvmp_lite(joints: int = 17, side: int = 160) -> DconvMP:
+    """For crops of `side` x `side`, a multiple of 32; with less dropout, as short trainings learn nothing by heart."""
+    return DconvMP(joints, dropout=0.1, trunk=_LiteTrunk(), features=_LiteTrunk.channels * (side // 32) ** 2)
 
 
 # ---- targets -------------------------------------------------------------------------------------------------------

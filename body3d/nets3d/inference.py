@@ -15,12 +15,13 @@ from body3d.body.definitions import NAMED_ON_BODY, mixing_matrix, mixtures
 from body3d.body.model import BodyModel
 from body3d.camera import Camera
 from body3d.checkpoints import load_into, read_published, weights_in, what_network
+from body3d.codecs.base import Size
 from body3d.codecs.locationmap import LocationMap
 from body3d.codecs.volume import CoarseToFine, IntegralVolume
 from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.nets3d import mppe, vnect, volumetric
-from body3d.nets3d.builders import BUILDERS, vnect_368
+from body3d.nets3d.builders import BUILDERS, build, vnect_368
 from body3d.nets3d.regressors import (  # fmt: skip
     ByCoarseToFine,
     ByIntegral,
@@ -104,7 +105,7 @@ def _own(path: Path | str) -> Whole | None:
     name, joints = about.get("name"), _joint_set(about.get("joints"))
     if name not in BUILDERS or joints is None:
         raise InputError(f"{path} holds {name} with the joints {about.get('joints')}, which this version does not know")
-    net = BUILDERS[name](joints)
+    net = build(name, joints, _size(about.get("size")))
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
@@ -120,6 +121,13 @@ def _trained(path: Path) -> dict[str, Any]:
         return {}
     state = weights_in(content) if isinstance(content, dict) else {}
     return state if isinstance(state, dict) else {}
+
+
+def _size(said: object) -> Size | None:
+    match said:
+        case [int(height), int(width)] if all(0 < n <= 1024 and n % 32 == 0 for n in (height, width)):
+            return height, width
+    return None
 
 
 def _joint_set(name: object) -> JointSet | None:

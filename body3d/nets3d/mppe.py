@@ -105,7 +105,7 @@ def posenet_21() -> PoseNet:
 
 
 def posenet_lite(joints: int = 18, depth: int = 16) -> PoseNet:
-    """For crops of 128 x 128, which it maps to 16 x 16 cells, `depth` deep."""
+    """Cells of 8 x 8 pixels, `depth` deep; sides of crops are multiples of 32."""
     pyramid = LitePyramid(96, 8)
     return PoseNet(joints, depth, pyramid, ())
 

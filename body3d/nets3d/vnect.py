@@ -148,7 +148,7 @@ class _Residual(nn.Module):
 
 
 def vnect_lite(joints: int = 21) -> VNect:
-    """For crops of 128 x 128, which it maps to 16 x 16 cells."""
+    """Cells of 8 x 8 pixels; sides of crops are multiples of 32."""
     pyramid = LitePyramid(256, 16)
     return VNect(joints, width=16, backbone=pyramid)
 
