@@ -36,10 +36,11 @@ from body3d.learn.pose3d_data import Mixed, MPIINF3DHPPhotos, People3D, Rendered
 from body3d.learn.pose3d_scenes import SceneRun, SceneTask, _there, matched
 from body3d.nets.efficientnet_lite import LitePyramid
 from body3d.nets.small import SmallTrunk
-from body3d.nets3d import builders, mppe, regressors
+from body3d.nets3d import builders, methods, mppe, views
 from body3d.nets3d.builders import posenet_lite
 from body3d.nets3d.orpm import ORPMMaps
-from body3d.nets3d.regressors import Regressed, Regressor, RootFinder, crop_views, placed
+from body3d.nets3d.regressors import Regressor, RootFinder
+from body3d.nets3d.views import Regressed, crop_views, placed
 from body3d.skeletons import COCO17, H36M17, MPI_INF_3DHP28, MPPE18, MUPOTS17, MUPOTS21
 from body3d.train import Plan, read_checkpoint, train, weights_in
 
@@ -141,7 +142,7 @@ def test_scenes_move_as_a_whole(people):
 def test_k_of_a_view_is_the_depth_of_two_metres():
     K = torch.tensor([[[600.0, 0, 300], [0, 600, 200], [0, 0, 1]]])
     side = 600 * 2 / 5  # pixels of 2 m at 5 m
-    half = side / regressors.MARGIN / 2
+    half = side / views.MARGIN / 2
     box = torch.tensor([[300 - half, 200 - half, 300 + half, 200 + half]])
     assert crop_views(box, K, torch.tensor([[400.0, 600.0]]), (128, 128)).k.item() == pytest.approx(5.0, rel=1e-6)
 
@@ -193,7 +194,7 @@ def narrow(name: str) -> Regressor | RootFinder:
     """What the light networks do, on a trunk that learns fast from nothing."""
     trunk = SmallTrunk((16, 48, 96, 192), (1, 1, 2, 2), 48)
     if name == "posenet":
-        return Regressor(name, mppe.PoseNet(17, 16, trunk, ()), regressors.ByIntegral(), H36M17, (128, 128))
+        return Regressor(name, mppe.PoseNet(17, 16, trunk, ()), methods.ByIntegral(), H36M17, (128, 128))
     net = mppe.RootNet(trunk, ())
     torch.nn.init.ones_(net.root["depth_layer"].bias)
     return RootFinder(name, net, H36M17, (128, 128), unit=0.1)

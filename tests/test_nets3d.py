@@ -12,7 +12,8 @@ from body3d.checkpoints import read_published
 from body3d.codecs.locationmap import LocationMap, LocationMaps, RedundantMap
 from body3d.errors import InputError
 from body3d.nets3d import dconvmp, mppe, orpm, vnect, volumetric
-from body3d.nets3d.regressors import SceneRegressor, scene_views
+from body3d.nets3d.regressors import SceneRegressor
+from body3d.nets3d.views import scene_views
 from body3d.skeletons import H36M17, MPPE18, MUPOTS17, MUPOTS21
 
 K = torch.tensor([[1145.0, 0, 512.5], [0, 1143.8, 515.4], [0, 0, 1]])

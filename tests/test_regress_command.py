@@ -15,7 +15,7 @@ from body3d.datasets.synthetic import Synthetic
 from body3d.errors import InputError
 from body3d.fit.given import Given3D
 from body3d.images import write_image
-from body3d.nets3d import builders, mppe, regressors, vnect
+from body3d.nets3d import builders, methods, mppe, regressors, vnect
 from body3d.nets3d.inference import read_regressor, read_root_finder, regress_photo, usual_lengths
 from body3d.nets3d.volumetric import depth_from_limbs, volumetric_2
 from body3d.pipeline import _cat_given
@@ -103,7 +103,7 @@ def test_published_checkpoints_are_read(photo, tmp_path):
     )
     net = read_regressor(tmp_path / "snapshot_24.pth.tar", "mppe")
     assert net.joints == MPPE18 and isinstance(net, regressors.Regressor)
-    assert net.method == regressors.ByIntegral(IntegralVolume(places="msra"))
+    assert net.method == methods.ByIntegral(IntegralVolume(places="msra"))
     image, camera = np.full((200, 240, 3), 90, np.uint8), Camera.guess((200, 240), 300.0)
     boxes = Boxes(torch.tensor([BOX]), torch.ones(1))
     people = regress_photo(net, image, camera, boxes)

@@ -28,7 +28,8 @@ from body3d.learn.loading import load_crops
 from body3d.learn.pose3d_data import People3D, Photos, Source3D
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
 from body3d.nets.efficientnet_lite import EfficientNetLite
-from body3d.nets3d.regressors import Regressed, Regressor, RootFinder, SceneRegressor, Target, View, crop_views
+from body3d.nets3d.regressors import Regressor, RootFinder, SceneRegressor
+from body3d.nets3d.views import Regressed, Target, View, crop_views
 from body3d.nets3d.volumetric import limb_lengths
 from body3d.skeletons import H36M17, JointSet
 from body3d.train import Plan, Task, read_checkpoint, weights_in

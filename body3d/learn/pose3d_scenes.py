@@ -19,7 +19,8 @@ from body3d.learn.pose3d import CROP_TRAINING, MM, begin, cut, parameter_groups,
 from body3d.learn.pose3d_data import Mixed, People3D, RenderedScenes, Source3D
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
 from body3d.nets3d.orpm import ORPMMaps
-from body3d.nets3d.regressors import Regressed, SceneRegressor, scene_views
+from body3d.nets3d.regressors import SceneRegressor
+from body3d.nets3d.views import Regressed, scene_views
 from body3d.skeletons import MUPOTS17, JointSet
 from body3d.train import Plan, Task
 

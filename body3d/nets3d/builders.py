@@ -11,16 +11,8 @@ from body3d.codecs.locationmap import LocationMap, RedundantMap
 from body3d.codecs.volume import CoarseToFine
 from body3d.nets.efficientnet_lite import NORMALISE
 from body3d.nets3d import dconvmp, mppe, orpm, vnect, volumetric
-from body3d.nets3d.regressors import (
-    ByCoarseToFine,
-    ByIntegral,
-    ByLocationMaps,
-    ByWindows,
-    Regressor,
-    RootFinder,
-    SceneRegressor,
-    Whole,
-)
+from body3d.nets3d.methods import ByCoarseToFine, ByIntegral, ByLocationMaps, ByWindows
+from body3d.nets3d.regressors import Regressor, RootFinder, SceneRegressor, Whole
 from body3d.posenet import PLAIN, Normalise
 from body3d.skeletons import H36M17, MPPE18, MUPOTS17, MUPOTS21, JointSet
 

@@ -22,18 +22,9 @@ from body3d.errors import InputError
 from body3d.images import warp_crop
 from body3d.nets3d import mppe, vnect, volumetric
 from body3d.nets3d.builders import BUILDERS, build, vnect_368
-from body3d.nets3d.regressors import (  # fmt: skip
-    ByCoarseToFine,
-    ByIntegral,
-    ByLocationMaps,
-    Regressed,
-    Regressor,
-    RootFinder,
-    SceneRegressor,
-    Whole,
-    crop_views,
-    scene_views,
-)
+from body3d.nets3d.methods import ByCoarseToFine, ByIntegral, ByLocationMaps
+from body3d.nets3d.regressors import Regressor, RootFinder, SceneRegressor, Whole
+from body3d.nets3d.views import Regressed, crop_views, scene_views
 from body3d.posenet import PLAIN
 from body3d.skeletons import H36M17, MPPE18, MUPOTS21, JointSet
 from body3d.types import Boxes, Keypoints3D

@@ -1,195 +1,28 @@
-"""The direct regressors as wholes: a network, how it is taught and read, its joints and its crop.
+"""The direct regressors as wholes: a network, how it is taught and read (`nets3d.methods`), its joints and its crop.
 
-Training (`learn.pose3d`), `body3d regress` and the benchmark know them by these types alone. A crop is a square around a person's
-box, `MARGIN` times as large; k is the depth at which that square would be 2 m wide. What a network says is brought into one form,
-`Regressed`: metres from the root in camera axes, and where the root is.
-
-Crops away from the middle of the image are seen at an angle; as in the papers the 3D is in the camera's axes all the same.
+Training (`learn.pose3d`), `body3d regress` and the benchmark know them by these types alone.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from body3d.codecs.base import Size, from_grid, swap_joints, to_grid
-from body3d.codecs.locationmap import LocationMap, RedundantMap
-from body3d.codecs.volume import CoarseToFine, IntegralVolume
-from body3d.crop import apply, crop_matrix, invert
+from body3d.codecs.locationmap import RedundantMap
+from body3d.crop import apply, invert
 from body3d.errors import InputError
-from body3d.nets3d import dconvmp, mppe, orpm
+from body3d.nets3d import mppe, orpm
+from body3d.nets3d.methods import Method
+from body3d.nets3d.views import NEAREST, Decoded, Regressed, Target, View, placed, projected
 from body3d.nets3d.volumetric import back_project, depth_from_limbs
 from body3d.posenet import IMAGENET, Normalise
 from body3d.skeletons import JointSet
-from body3d.tensors import Tensors
 
-__all__ = [
-    "ByCoarseToFine", "ByIntegral", "ByLocationMaps", "ByWindows", "Regressed", "Regressor", "RootFinder", "SceneRegressor",
-    "Target", "View", "Whole", "crop_views", "placed", "scene_views",
-]  # fmt: skip
-
-MARGIN = 1.25  # crop over box, 3DMPPE's
-NEAREST = 0.3  # metres; nobody's root is nearer to a camera
+__all__ = ["Regressor", "RootFinder", "SceneRegressor", "Whole"]
 
 
-# ---- values --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class View(Tensors):
-    """Which part of which image crops show."""
-
-    to_crop: Float[Tensor, "B 2 3"]  # pixels of the image to those of the crop
-    K: Float[Tensor, "B 3 3"]
-    k: Float[Tensor, " B"]  # metres
-
-
-@dataclass(frozen=True)
-class Target(Tensors):
-    """What is true of the people in crops."""
-
-    xy: Float[Tensor, "B J 2"]  # pixels of the crop
-    weight: Float[Tensor, "B J"]  # 0: not known, or not in the crop
-    xyz: Float[Tensor, "B J 3"]  # metres from the root, camera axes
-    weight3d: Float[Tensor, "B J"]  # 0: not known in 3D
-    has_depth: Bool[Tensor, " B"]  # False: a photo with 2D annotation only
-    depth: Float[Tensor, " B"]  # the root's, metres
-
-
-@dataclass(frozen=True)
-class Regressed(Tensors):
-    """The people that a regressor found."""
-
-    xyz: Float[Tensor, "B J 3"]  # metres from the root, camera axes
-    root: Float[Tensor, "B 3"]  # metres, in the camera's frame
-    xy: Float[Tensor, "B J 2"]  # pixels of the image
-    conf: Float[Tensor, "B J"]
-
-
-class Decoded(NamedTuple):
-    """What a network says of crops: either z along with xy, or xyz."""
-
-    conf: Float[Tensor, "B J"]
-    xy: Float[Tensor, "B J 2"] | None = None  # pixels of the crop
-    z: Float[Tensor, "B J"] | None = None  # metres from the root
-    xyz: Float[Tensor, "B J 3"] | None = None  # metres from the root
-
-
-def crop_views(xyxy: Float[Tensor, "B 4"], K: Float[Tensor, "B 3 3"], image: Float[Tensor, "B 2"], size: Size) -> View:
-    """The crops of `size` around boxes (pixels), which are clipped to their images of `image` (height, width) pixels first.
-
-    InputError for a box of which nothing is in the image.
-    """
-    corner = image.flip(-1) - 0.5
-    low = torch.minimum(xyxy[:, :2].clamp_min(-0.5), corner)
-    high = torch.minimum(xyxy[:, 2:].clamp_min(-0.5), corner)
-    extent = high - low
-    if not (xyxy.isfinite().all(-1) & (extent > 1).all(-1)).all():
-        bad = int((~(xyxy.isfinite().all(-1) & (extent > 1).all(-1))).nonzero()[0])
-        raise InputError(
-            f"box {bad} is {[round(v, 1) for v in xyxy[bad].tolist()]}: x0 y0 x1 y1 in pixels with more than a pixel of it inside "
-            f"the image of {int(image[bad, 1])} x {int(image[bad, 0])} was expected"
-        )
-    side = MARGIN * extent.amax(-1)
-    matrix = crop_matrix((low + high) / 2, side, torch.zeros_like(side), size)
-    return View(matrix, K, 2 * (K[:, 0, 0] * K[:, 1, 1]).sqrt() / side)
-
-
-def scene_views(K: Float[Tensor, "B 3 3"], image: Float[Tensor, "B 2"], size: Size) -> View:
-    """Whole images of `image` (height, width) pixels, made to fit into `size`, their middle in its middle. k is not used."""
-    scale = (image.new_tensor(size) / image).amin(1)
-    middle = (image.flip(-1) - 1) / 2
-    matrix = crop_matrix(middle, size[1] / scale, torch.zeros_like(scale), size)
-    return View(matrix, K, torch.zeros_like(scale))
-
-
-def placed(
-    xyz: Float[Tensor, "B J 3"], xy: Float[Tensor, "B J 2"], weight: Float[Tensor, "B J"], K: Float[Tensor, "B 3 3"]
-) -> Float[Tensor, "B 3"]:
-    """Where poses (metres, camera axes) must be moved to be seen at pixels `xy`.
-
-    Linear least squares: x + tx = u (z + tz) and y + ty = v (z + tz) for every joint, u and v its ray.
-    """
-    rays = torch.linalg.solve(K, torch.cat([xy, torch.ones_like(xy[..., :1])], -1).mT).mT[..., :2]
-    w = (weight / weight.sum(1, keepdim=True).clamp_min(1e-9)).unsqueeze(-1)
-    side = xyz[..., :2] - rays * xyz[..., 2:]
-    # For a given depth the best tx, ty are means; what is left is a line in tz.
-    ray_mean, side_mean = (w * rays).sum(1, keepdim=True), (w * side).sum(1, keepdim=True)
-    spread = (w * (rays - ray_mean).square()).sum((1, 2)).clamp_min(1e-12)
-    tz = ((w * (rays - ray_mean) * (side - side_mean)).sum((1, 2)) / spread).clamp_min(NEAREST)
-    return torch.cat([ray_mean[:, 0] * tz[:, None] - side_mean[:, 0], tz[:, None]], -1)
-
-
-# ---- how each is taught and read -----------------------------------------------------------------------------------
-@runtime_checkable
-class Method(Protocol):
-    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]: ...
-
-    def decode(self, raw: Any, size: Size) -> Decoded: ...
-
-
-@dataclass(frozen=True)
-class ByLocationMaps:
-    """VNect."""
-
-    codec: LocationMap
-
-    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
-        weight3d = target.weight3d * target.has_depth[:, None]
-        return self.codec.loss(raw, target.xy, target.xyz, target.weight, weight3d, size)
-
-    def decode(self, raw: Any, size: Size) -> Decoded:
-        xy, xyz, conf = self.codec.decode(raw, size)
-        return Decoded(conf, xy, xyz=xyz)
-
-
-@dataclass(frozen=True)
-class ByCoarseToFine:
-    """Coarse to fine volumes: photos without depth teach nothing."""
-
-    codec: CoarseToFine
-
-    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
-        weight = target.weight * target.weight3d * target.has_depth[:, None]
-        return self.codec.loss(raw, target.xy, target.xyz[..., 2], weight, size)
-
-    def decode(self, raw: Any, size: Size) -> Decoded:
-        xy, z, conf = self.codec.decode(raw, size)
-        return Decoded(conf, xy, z)
-
-
-@dataclass(frozen=True)
-class ByIntegral:
-    """3DMPPE's PoseNet, Integral 3D."""
-
-    codec: IntegralVolume = field(default_factory=IntegralVolume)
-
-    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
-        return self.codec.loss(raw, target.xy, target.xyz[..., 2], target.weight, target.has_depth, size)
-
-    def decode(self, raw: Any, size: Size) -> Decoded:
-        xy, z, conf = self.codec.decode(raw, size)
-        return Decoded(conf, xy, z)
-
-
-@dataclass(frozen=True)
-class ByWindows:
-    """DconvMP; `phase` is one of `dconvmp.MULTITASK` or `dconvmp.PRETRAINED` (each a training, the second from the first)."""
-
-    target: dconvmp.PoseTarget
-    windows: dconvmp.Windows = field(default_factory=dconvmp.Windows)
-    phase: dconvmp.Phase = dconvmp.MULTITASK[0]
-
-    def loss(self, raw: Any, target: Target, size: Size) -> Float[Tensor, ""]:
-        pose, held = self.target.encode(target.xyz), self.windows.hold(target.xy, size)
-        known = target.weight3d * target.has_depth[:, None]
-        return dconvmp.loss(raw, pose, held, known, target.weight, self.phase)
-
-    def decode(self, raw: Any, size: Size) -> Decoded:
-        return Decoded(torch.ones_like(raw.pose[..., 0]), xyz=self.target.decode(raw.pose))
-
-
-# ---- wholes --------------------------------------------------------------------------------------------------------
 class _Whole(nn.Module):
     """A network with its joints and its size; a state_dict holds which it is, so that `read_regressor` can build it again."""
 
@@ -260,7 +93,7 @@ class Regressor(_Whole):
             at = apply(invert(view.to_crop), middle.expand(len(image), 1, 2))
             depth = view.k if depth is None else depth
             root = back_project(at, depth[:, None], view.K)[:, 0] - _middle(said.xyz) * said.xyz.new_tensor([1, 1, 0])
-            return Regressed(said.xyz, root, _projected(said.xyz + root[:, None], view.K), said.conf)
+            return Regressed(said.xyz, root, projected(said.xyz + root[:, None], view.K), said.conf)
         root = placed(said.xyz, xy, said.conf, view.K)
         if depth is not None:
             root = root * (depth / root[:, 2])[:, None]
@@ -277,11 +110,6 @@ class Regressor(_Whole):
         mean = lambda a, b: None if a is None else (a + b) / 2
         conf = (said.conf + swap_joints(mirrored.conf, flip)) / 2
         return Decoded(conf, mean(said.xy, xy), mean(said.z, other(mirrored.z)), mean(said.xyz, xyz))
-
-
-def _projected(xyz: Float[Tensor, "B J 3"], K: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B J 2"]:
-    uvw = xyz @ K.mT
-    return uvw[..., :2] / uvw[..., 2:].clamp_min(1e-3)
 
 
 def _middle(xyz: Float[Tensor, "B J 3"]) -> Float[Tensor, "B 3"]:
@@ -376,7 +204,7 @@ class SceneRegressor(_Whole):
             K = views.K[i].expand(n, 3, 3)
             xyz, conf = space.xyz[legible], seen.conf[legible]
             root = placed(xyz, xy, conf, K)
-            xy = torch.where(conf[..., None] > 0, xy, _projected(xyz + root[:, None], K))
+            xy = torch.where(conf[..., None] > 0, xy, projected(xyz + root[:, None], K))
             out.append(Regressed(xyz, root, xy, conf))
         return out
 
