@@ -13,6 +13,7 @@ and schedule, optimiser, averaging, precision. `train` does the rest, the same w
 import csv
 import json
 import math
+import re
 import subprocess
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -41,6 +42,7 @@ __all__ = [
     "Plan",
     "Steps",
     "Task",
+    "finished",
     "read_checkpoint",
     "train",
     "weights_in",
@@ -259,6 +261,7 @@ def train(
             state.save(folder / LAST, plan, log, chances)
             _write_log(folder, log, picture)
             tqdm.write(f"epoch {epoch + 1}/{plan.epochs}  {_words(log[-1])}")
+    accelerator.wait_for_everyone()  # until the files are there
     return log
 
 
@@ -311,6 +314,15 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
 
 
+def finished(folder: Path) -> bool:
+    """Whether a run went to the end of its plan. A folder that holds nothing but the best weights is somebody's copy of them."""
+    if not (folder / LAST).exists():
+        return (folder / BEST).exists()
+    content = read_checkpoint(folder / LAST)
+    epochs = re.search(r"epochs=(\d+)", str(content.get("plan")))
+    return epochs is not None and len(content["log"]) >= int(epochs[1])
+
+
 def _begin(folder: Path, plan: Plan, description: Any, write: bool) -> Log:
     if (folder / LAST).exists():
         raise InputError(f"{folder} holds a run already: go on with it (--resume) or name another folder (--out)")
@@ -331,7 +343,10 @@ def _begin(folder: Path, plan: Plan, description: Any, write: bool) -> Log:
 def _resume(folder: Path, state: _State, plan: Plan, rank: int, processes: int) -> Log:
     content = read_checkpoint(folder / LAST)
     if content.get("plan") != repr(plan):
-        raise InputError(f"{folder / LAST} was made with another plan: {content.get('plan')}; this run has {plan!r}")
+        raise InputError(
+            f"{folder / LAST} was made with another plan: {content.get('plan')}; this run has {plan!r}: go on with the config and "
+            "the --epochs that it was begun with, or begin in another folder (--out)"
+        )
     chances, device = content["random"], state.random.device.type
     if len(chances) != processes:
         raise InputError(

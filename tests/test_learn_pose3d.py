@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from body3d.augment import Augmentation, Colours
+from body3d.cli import main
 from body3d.crop import apply, invert
 from body3d.datasets.mocap import HELD_OUT_SUBJECTS
 from body3d.datasets.people import People
@@ -504,6 +505,48 @@ def test_mpi_inf_3dhp_frames_belong_to_their_cameras(tmp_path, monkeypatch):
 
 
 # ---- configs -------------------------------------------------------------------------------------------------------
+TINY_CONFIG = """
+from pathlib import Path
+from body3d.learn.pose3d import RegressRun
+from body3d.learn.pose3d_data import RenderedScenes
+from body3d.nets3d.builders import posenet_lite
+from body3d.train import Plan
+scenes = RenderedScenes(count=5, held_out=2, people=(1, 1), size=(128, 128))
+run = RegressRun(scenes, posenet_lite, Plan({epochs}, lr=1e-3), batch=2, steps=1, true_depth=True, start={start})
+"""
+
+
+def test_a_training_runs_those_first_that_it_begins_from(poses, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("first.py").write_text(TINY_CONFIG.format(epochs=2, start=None))
+    Path("second.py").write_text(TINY_CONFIG.format(epochs=1, start='Path("runs/first/best.pt")'))
+
+    def trained() -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "second.py", "--data", str(poses)])
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    code, said = trained()
+    assert code == 0 and "second.py begins from runs/first/best.pt: first.py is trained first" in said
+    stem = "net.backbone.trunk._conv_stem.weight"  # frozen in what goes on from another
+    first, second = (read_checkpoint(f"runs/{name}/best.pt")["model"] for name in ("first", "second"))
+    assert torch.equal(first[stem], second[stem])
+    assert (
+        "first" not in trained()[1].split("holds a run already")[0]
+    )  # the first is there; the second is refused as before
+    # Killed in the first: it goes on.
+    last = read_checkpoint("runs/first/last.pt")
+    torch.save(last | {"log": last["log"][:1]}, "runs/first/last.pt")
+    shutil.rmtree("runs/second")
+    code, said = trained()
+    assert code == 0 and "trained first" in said and len(read_checkpoint("runs/first/last.pt")["log"]) == 2
+    # Somebody's weights alone are taken as they are.
+    Path("runs/first/last.pt").unlink()
+    shutil.rmtree("runs/second")
+    code, said = trained()
+    assert code == 0 and "trained first" not in said
+
+
 @pytest.mark.parametrize(
     ("name", "net", "joints"),
     [

@@ -3,21 +3,24 @@
     body3d bench regress data/retargeted.npz --runs runs/bench_regress
 
 renders what is not rendered, trains what is not trained yet (it can be killed and goes on), then prints the table: root-relative
-errors over Human3.6M's 17 joints in millimetres, around true boxes, of crops averaged with their mirror images.
+errors over Human3.6M's 17 joints in millimetres, around true boxes, of crops averaged with their mirror images. How the trainings'
+validation went is drawn into curves.png beside them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from body3d.camera import Camera
 from body3d.detect.embedded import detect_embedded
 from body3d.errors import InputError
+from body3d.images import write_image
 from body3d.learn.configs import read_config
 from body3d.learn.pose3d import MM, RegressRun, RegressTask, regress_people, root_people
 from body3d.learn.pose3d_data import People3D, RenderedScenes
@@ -28,10 +31,14 @@ from body3d.nets3d.regressors import Regressor, RootFinder, SceneRegressor
 from body3d.skeletons import H36M17
 from body3d.train import LAST, read_checkpoint, train, weights_in
 from body3d.types import Boxes
+from body3d.view.plot import curves
 
 __all__ = ["CONFIGS", "bench_regress", "held_out_people", "lifted"]
 
-CONFIGS = ("mppe_posenet", "mppe_rootnet", "vnect", "orpm", "volumetric", "dconvmp")
+# In the order in which they begin from each other.
+CONFIGS = (
+    "mppe_posenet_128", "mppe_posenet", "mppe_rootnet", "vnect_128", "vnect", "orpm", "volumetric", "dconvmp",
+)  # fmt: skip
 SEED = 1  # of the scenes that are scored: not those of the trainings' validation
 ROOT = H36M17.index("pelvis")
 Row = dict[str, float]
@@ -47,6 +54,7 @@ def bench_regress(
 ) -> dict[str, Row]:
     """The table. `configs` is the folder of synthetic_*.py; `data`: in the place of theirs."""
     trained = {name: _trained(name, poses, configs, runs, data) for name in names}
+    write_image(runs / "curves.png", _curves(runs, names))
     source = data or RenderedScenes()
     people = held_out_people(source, poses, count)
     truth = people.xyz[:, ROOT]
@@ -70,14 +78,27 @@ def bench_regress(
             found = matched(find_in_images(net, _everybody(source, poses, people)), people)
             table[name] = _of_found(found.xyz, found.known, people, mean_pose)
         elif isinstance(net, Regressor):
-            told: dict[str, Tensor | None] = {"true root depth": truth[:, 2]} if name == "mppe_posenet" else {"": None}
-            if name == "mppe_posenet" and roots is not None:
-                told["RootNet's depth"] = roots[:, 2]
+            told: dict[str, Tensor | None] = {"": None}
+            if name.startswith("mppe_posenet"):
+                told = {"true root depth": truth[:, 2]}
+                if roots is not None:
+                    told["RootNet's depth"] = roots[:, 2]
             for how, depth in told.items():
                 said = regress_people(net, people, depth=depth, flip=True)
                 label = f"{name}, {how}" if how else name
                 table[label] = row(said.xyz, people) | {"root depth error mm": _depth_error(said.root[:, 2], truth)}
     return table
+
+
+def _curves(runs: Path, names: Sequence[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """The figure by which each training is judged, after every epoch."""
+    found = {}
+    for name in names:
+        log = read_checkpoint(runs / f"synthetic_{name}" / LAST)["log"]
+        figure = next(key for key in log[0] if key.endswith(" mm"))
+        found[f"{name}: {figure}"] = [row[figure] for row in log]
+    longest = max(map(len, found.values()))
+    return curves(range(1, longest + 1), {k: [*v, *[math.nan] * (longest - len(v))] for k, v in found.items()}, "epoch")
 
 
 def held_out_people(source: RenderedScenes, poses: Path, count: int) -> People3D:

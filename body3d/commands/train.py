@@ -1,5 +1,6 @@
 """`body3d train` and `scripts/train.py`."""
 
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network as a config says, and write a run folder with checkpoints, log, curves and sample predictions."""
+    """Train a network as a config says, and write a run folder with checkpoints, log, curves and sample predictions.
+
+    If it begins from the training of another config beside it that has not run yet, that one is run first.
+    """
 
     config: tyro.conf.Positional[Path]
     """A file of configs/, such as configs/lspet_hrnet_w32.py."""
@@ -38,7 +42,24 @@ def train(args: Train) -> int:
     """Run `Train`; the exit code."""
     from body3d.learn.configs import read_config
 
-    return run_training(args, read_config(args.config))
+    run = read_config(args.config)
+    if args.start is None:
+        _train_first(args, run)
+    return run_training(args, run)
+
+
+def _train_first(args: Train, run: "Run") -> None:
+    """The training that `run` begins from, unless it has run to its end or no config beside this one makes it."""
+    from body3d.train import LAST, finished
+
+    start = getattr(run, "start", None)
+    if not isinstance(start, Path):
+        return
+    folder, config = start.parent, args.config.with_name(f"{start.parent.name}.py")
+    if config == args.config or not config.is_file() or finished(folder):
+        return
+    print(f"{args.config} begins from {start}: {config} is trained first", file=sys.stderr)
+    train(Train(config, args.data, folder, resume=(folder / LAST).exists(), device=args.device))
 
 
 def run_training(args: Train, run: "Run") -> int:

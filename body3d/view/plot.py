@@ -70,7 +70,10 @@ def _panel(x: Sequence[float | int], y: Sequence[float | int], xlabel: str) -> U
     if points:
         a, b = points[-1]
         draw.ellipse((a - 3 * SCALE, b - 3 * SCALE, a + 3 * SCALE, b + 3 * SCALE), fill=COLOURS[0])
-        draw.text((a - 4 * SCALE, b - 6 * SCALE), f"{finite[-1]:.4g}", font=_font(12), fill=COLOURS[0], anchor="rb")
+        aside, anchor = (8, "ls") if a < 0.8 * width else (-4, "rb")  # not over the curve, where there is room
+        draw.text(
+            (a + aside * SCALE, b - 6 * SCALE), f"{finite[-1]:.4g}", font=_font(12), fill=COLOURS[0], anchor=anchor
+        )
     return _reduced(image)
 
 
