@@ -7,7 +7,7 @@ from body3d.learn.pose3d_data import RenderedScenes
 from body3d.nets3d.builders import dconvmp_lite
 from body3d.train import Cosine, Plan
 
-EPOCHS = 10  # of 11,400 crops, about four minutes of one core
+EPOCHS = 8  # of 11,400 crops, about five minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=15000),

@@ -7,7 +7,7 @@ from body3d.learn.pose3d_data import RenderedScenes
 from body3d.nets3d.builders import volumetric_lite
 from body3d.train import Cosine, Plan
 
-EPOCHS = 9  # of 5,700 crops, about four minutes of one core
+EPOCHS = 11  # of 5,700 crops, about four minutes of one core
 
 run = RegressRun(
     data=RenderedScenes(count=15000),
