@@ -50,7 +50,8 @@ def read_published(path: Path | str) -> dict[str, Tensor]:
     except Exception as error:  # torch raises whatever the archive makes it stumble on
         raise InputError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
     if isinstance(content, dict):
-        content = next((content[place] for place in _PLACES if isinstance(content.get(place), dict)), content)
+        places = (content[place] for place in _PLACES if isinstance(content.get(place), dict))
+        content = next(places, None) or ("modules" in content and weights_in(content)) or content
         state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
         if state:
             return state

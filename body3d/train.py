@@ -13,7 +13,6 @@ and schedule, optimiser, averaging, precision. `train` does the rest, the same w
 import csv
 import json
 import math
-import re
 import subprocess
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -42,6 +41,7 @@ __all__ = [
     "Plan",
     "Steps",
     "Task",
+    "check_new",
     "finished",
     "read_checkpoint",
     "train",
@@ -314,18 +314,21 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
 
 
-def finished(folder: Path) -> bool:
-    """Whether a run went to the end of its plan. A folder that holds nothing but the best weights is somebody's copy of them."""
+def finished(folder: Path, epochs: int) -> bool:
+    """Whether the run in a folder has had so many. One that holds nothing but the best weights is somebody's copy of them."""
     if not (folder / LAST).exists():
         return (folder / BEST).exists()
-    content = read_checkpoint(folder / LAST)
-    epochs = re.search(r"epochs=(\d+)", str(content.get("plan")))
-    return epochs is not None and len(content["log"]) >= int(epochs[1])
+    return len(read_checkpoint(folder / LAST)["log"]) >= epochs
+
+
+def check_new(folder: Path) -> None:
+    """InputError if the folder holds a run."""
+    if (folder / LAST).exists():
+        raise InputError(f"{folder} holds a run already: go on with it (--resume) or name another folder (--out)")
 
 
 def _begin(folder: Path, plan: Plan, description: Any, write: bool) -> Log:
-    if (folder / LAST).exists():
-        raise InputError(f"{folder} holds a run already: go on with it (--resume) or name another folder (--out)")
+    check_new(folder)
     if write:
         about = {
             "plan": asdict(plan) | {"schedule": repr(plan.schedule)},

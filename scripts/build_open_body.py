@@ -222,8 +222,8 @@ def quantise(dirs: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save(path: Path, arrays: dict) -> None:
-    with atomic(path) as part:
-        np.savez_compressed(part, **arrays)
+    with atomic(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 # ---------------------------------------------------------------------------------------------------------- reports

@@ -439,8 +439,8 @@ def main(
         "licence": np.array([info.licence for info in infos]),
         "fps": np.float32(fps),
     }
-    with atomic(out) as part:
-        np.savez_compressed(part, **arrays)
+    with atomic(out) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     megabytes = out.stat().st_size / 1e6
     print(f"{out}: {len(arrays['pose'])} frames of {len(infos)} clips at {fps:g} fps, {megabytes:.1f} MB")
     print(f"{(~arrays['plausible']).sum()} frames are marked as implausible")

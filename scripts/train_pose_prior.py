@@ -185,9 +185,9 @@ def main(
         print(f"  {k:3d} components: train {a:7.2f}, held out {b:7.2f}", flush=True)
     order = mixture.weights.argsort(descending=True)
 
-    with atomic(out) as part:
+    with atomic(out) as part, part.open("wb") as file:
         np.savez_compressed(
-            part,
+            file,
             means=mixture.means[order].numpy().astype(np.float32),
             covars=mixture.covars[order].numpy().astype(np.float32),
             weights=mixture.weights[order].numpy().astype(np.float32),

@@ -229,6 +229,34 @@ def test_predictions_must_have_what_is_counted():
     assert evaluate("h36m-1", both, both)["MPJPE"].total == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("name", "joint", "share"),
+    [
+        ("lsp-pck", "left_wrist", 1 / 14), ("flic-pck", "left_elbow", 1 / 14), ("lsp-pcp", "left_wrist", 1 / 10),
+        ("mpii-pckh", "left_wrist", 1 / 14), ("mpii-pckh", "thorax", 0), ("mupots", "left_wrist", 1 / 14), ("mupots", "spine", 0),
+    ],
+)  # fmt: skip
+def test_a_joint_that_was_not_found_in_a_pose_is_wrong_there(name, joint, share):
+    truth = truth_of(name)
+    figure = evaluate(name, unknown(truth, 2, joint), truth).figures[0]
+    assert figure.total == pytest.approx(100 * (1 - share / N))
+    nowhere = truth
+    for n in range(N):
+        nowhere = unknown(nowhere, n, joint)
+    if share:  # as if the prediction's set lacked it
+        with pytest.raises(InputError, match=f"has no {joint}, which {name} counts"):
+            evaluate(name, nowhere, truth)
+    else:
+        assert evaluate(name, nowhere, truth).figures[0].total == pytest.approx(100)
+
+
+def test_the_roots_position_needs_the_root_alone():
+    truth = truth_of("mrpe")
+    assert evaluate("mrpe", unknown(truth, 0, "left_wrist"), truth)["MRPE"].total == 0
+    with pytest.raises(InputError, match="has no pelvis, which mrpe counts in 1 poses"):
+        evaluate("mrpe", unknown(truth, 0, "pelvis"), truth)
+
+
 def test_unknown_roots_and_vertices_do_not_count():
     truth = truth_of("mrpe")
     result = evaluate("mrpe", truth, unknown(truth, 0, "pelvis"))

@@ -22,8 +22,9 @@ ARM = ((("left_shoulder",), ("left_elbow",)),)
 TORSO = BONES[:1]
 
 
-def given(xyz, sigma=None, **how):
-    return Given3D(Keypoints3D(xyz, torch.ones(xyz.shape[:2]), MEDIAPIPE33, "root"), sigma, "source", **how)
+def given(xyz, sigma=None, conf=None, **how):
+    conf = torch.ones(xyz.shape[:2]) if conf is None else conf
+    return Given3D(Keypoints3D(xyz, conf, MEDIAPIPE33, "root"), sigma, "source", **how)
 
 
 def said(source, bones, xy=None):
@@ -103,6 +104,22 @@ def test_beside_a_3d_pose_the_body_lies_nearer_to_its_keypoints(monkeypatch):
         alone[weights], beside[weights] = miss(), miss(given=[wrong])
     (heavy, usual), (first, second) = beside.values(), alone.values()
     assert heavy < 0.8 * usual and first == second
+
+
+def test_of_whom_a_source_knows_nothing_is_fitted_as_without_it():
+    model, _, _, keypoints, world = people(3)
+    conf = world.conf.clone()
+    conf[1] = 0
+    alone = fit_keypoints(model, keypoints, CAMERA)
+    fits = fit_keypoints(model, keypoints, CAMERA, given=[given(world.xyz, conf=conf)])
+    near = lambda a, b: (a.params.pose - b.params.pose).norm(dim=-1).max() < 0.005  # the sizes of batches differ
+    assert near(fits[1], alone[1])
+    told = fit_keypoints(model, keypoints[:1], CAMERA, given=[given(world.xyz[:1])])[0]
+    assert near(fits[0], told) and not near(fits[0], alone[0])
+    few = keypoints.conf.clone()
+    few[2, 3:] = 0
+    with pytest.raises(InputError, match="person 2 has"):  # by its own number, not by that among those who are told of
+        fit_keypoints(model, replace(keypoints, conf=few), CAMERA, given=[given(world.xyz, conf=conf)])
 
 
 def lifted(world, scale, seed=0):

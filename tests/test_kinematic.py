@@ -198,6 +198,28 @@ def test_bones_are_measured_where_both_ends_are_known():
         Skeleton.of(poses, MUPOTS17, conf)
 
 
+@pytest.mark.parametrize("lost", ["the root's confidence", "hips and spine", "the frame", "the frame, as NaN"])
+def test_a_first_frame_that_tells_little_is_no_end(lost):
+    truth = walk(5)
+    local, image = seen(truth, 0, 0)
+    if lost == "the root's confidence":
+        local.conf[0, MUPOTS17.index("pelvis")] = 0
+    elif lost == "hips and spine":
+        local.conf[0, MUPOTS17.indices(("left_hip", "right_hip", "spine"))] = 0
+    else:
+        local.conf[0] = image.conf[0] = 0
+        local.xyz[0] = image.xy[0] = math.nan if "NaN" in lost else 0.0
+    found = fit_skeleton(local, image, CAMERA.map(lambda a: a.double()), SKELETON)
+    assert (found.xyz[1:] - truth[1:]).norm(dim=-1).max() < 0.04
+    if lost == "the root's confidence":
+        assert (found.xyz[0] - truth[0]).norm(dim=-1).max() < 0.04
+    elif lost.startswith("the frame"):
+        assert torch.equal(found.xyz[0], found.xyz[1]) and not found.conf[0].any()
+    nothing = Keypoints3D(local.xyz, torch.zeros_like(local.conf), MUPOTS17, "root")
+    with pytest.raises(InputError, match="nothing says where the person stands"):
+        fit_skeleton(nothing, image, CAMERA, SKELETON)
+
+
 def test_no_frames_are_no_error():
     local, image = seen(walk(2), 0, 0)
     assert fit_skeleton(local[:0], image[:0], CAMERA).xyz.shape == (0, len(MUPOTS17), 3)

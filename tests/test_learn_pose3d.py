@@ -4,6 +4,7 @@ import math
 import shutil
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from body3d.learn.pose3d import (
 )
 from body3d.learn.pose3d_data import Mixed, MPIINF3DHPPhotos, People3D, RenderedScenes
 from body3d.learn.pose3d_scenes import SceneRun, SceneTask, _there, matched
-from body3d.nets.efficientnet_lite import LitePyramid
+from body3d.nets.efficientnet_lite import EfficientNetLite, LitePyramid
 from body3d.nets.small import SmallTrunk
 from body3d.nets3d import builders, methods, mppe, views
 from body3d.nets3d.builders import posenet_lite
@@ -358,6 +359,8 @@ def test_a_run_resumes_to_the_same_weights_and_says_what_it_is(poses, tmp_path):
     assert rest[-1]["MPJPE mm"] == pytest.approx(full[-1]["MPJPE mm"], rel=1e-5)
     about = read_checkpoint(tmp_path / "full" / "best.pt")["model"]["_extra_state"]
     assert about == {"name": "posenet_lite", "joints": "h36m17", "size": [160, 160]}
+    with pytest.raises(InputError, match="is an archive, as checkpoints are, and no config"):
+        read_config(tmp_path / "full" / "best.pt")
     for kept in ("best.pt", "last.pt"):
         again = posenet_lite()
         begin(again, tmp_path / "full" / kept)
@@ -373,14 +376,18 @@ def test_a_run_resumes_to_the_same_weights_and_says_what_it_is(poses, tmp_path):
     assert smaller.size == (128, 128) and smaller.get_extra_state()["size"] == [128, 128]
     kept = read_checkpoint(tmp_path / "full" / "best.pt")["model"]
     assert all(torch.equal(v, kept[k]) for k, v in smaller.state_dict().items() if isinstance(v, torch.Tensor))
+    narrower = replace(run, net=partial(posenet_lite, side=128), start=tmp_path / "full" / "best.pt", frozen=3)
+    task = narrower.task(poses, CPU)
+    assert next(m for m in task.net.modules() if isinstance(m, EfficientNetLite)).frozen == 3
     held = {name.split(".")[4] for name, p in smaller.named_parameters() if "_blocks" in name and not p.requires_grad}
     assert held == {"0", "1", "2"}
-    other = builders.vnect_lite()
-    begin(other, tmp_path / "full" / "best.pt")
-    assert isinstance(other.net.backbone, LitePyramid)
-    learnt = read_checkpoint(tmp_path / "full" / "best.pt")["model"]
-    for name, value in other.net.backbone.trunk.state_dict().items():
-        assert torch.equal(value, learnt[f"net.backbone.trunk.{name}"])
+    for kept in ("best.pt", "last.pt"):
+        other = builders.vnect_lite()
+        begin(other, tmp_path / "full" / kept)
+        assert isinstance(other.net.backbone, LitePyramid)
+        learnt = weights_in(read_checkpoint(tmp_path / "full" / kept))
+        for name, value in other.net.backbone.trunk.state_dict().items():
+            assert torch.equal(value, learnt[f"net.backbone.trunk.{name}"])
     torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     with pytest.raises(InputError, match="a network on images \\(ResNet\\), not what was asked for"):
         begin(posenet_lite(), tmp_path / "resnet.pth")
@@ -521,9 +528,9 @@ def test_a_training_runs_those_first_that_it_begins_from(poses, tmp_path, monkey
     Path("first.py").write_text(TINY_CONFIG.format(epochs=2, start=None))
     Path("second.py").write_text(TINY_CONFIG.format(epochs=1, start='Path("runs/first/best.pt")'))
 
-    def trained() -> tuple[int, str]:
+    def trained(*more: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as stop:
-            main(["train", "second.py", "--data", str(poses)])
+            main(["train", "second.py", "--data", str(poses), *more])
         return int(stop.value.code or 0), capsys.readouterr().err
 
     code, said = trained()
@@ -531,6 +538,15 @@ def test_a_training_runs_those_first_that_it_begins_from(poses, tmp_path, monkey
     stem = "net.backbone.trunk._conv_stem.weight"  # frozen in what goes on from another
     first, second = (read_checkpoint(f"runs/{name}/best.pt")["model"] for name in ("first", "second"))
     assert torch.equal(first[stem], second[stem])
+    shutil.rmtree("runs/first")
+    code, said = trained()  # the second is there: refused before the first is trained again
+    assert code == 2 and "holds a run already" in said and not Path("runs/first").exists()
+    shutil.rmtree("runs/second")
+    code, said = trained("--epochs", "0")
+    assert code == 2 and not Path("runs/first").exists()
+    code, said = trained("--epochs", "1")  # a trial does not wait for others
+    assert code == 2 and "there is no such checkpoint to begin from" in said and not Path("runs/first").exists()
+    assert trained()[0] == 0
     code, said = trained()  # the second is not overwritten
     assert code == 2 and "trained first" not in said
     # Killed in the first: it goes on.

@@ -193,8 +193,15 @@ def test_the_last_of_a_training_is_read_as_the_best_is(tmp_path, average):
     ("kind", "name"), [("mppe", "posenet_lite"), ("vnect", "vnect_lite"), ("dconvmp", "dconvmp_lite")]
 )
 def test_a_network_trained_on_other_crops_is_read_for_those(tmp_path, kind, name):
-    net = read_regressor(saved(tmp_path, name, size=(96, 96)), kind)
+    path = saved(tmp_path, name, size=(96, 96))
+    net = read_regressor(path, kind)
     assert net.name == name and net.size == (96, 96)
+    with pytest.raises(InputError, match=r"for crops of \[96, 96\], not of .* for crops of \[128, 128\]"):
+        builders.build(name, H36M17, (128, 128)).load_state_dict(
+            torch.load(path, weights_only=True)["model"], strict=False
+        )
+    with pytest.raises(InputError, match="a side that is a multiple of 32 pixels, got 144"):
+        builders.build(name, H36M17, (144, 144))
 
 
 def test_checkpoints_of_other_things(tmp_path):

@@ -22,7 +22,7 @@ from body3d.datasets.synthetic_mesh import coarse_faces
 from body3d.datasets.synthetic_stage import viewpoint
 from body3d.errors import InputError
 from body3d.images import read_image, write_image
-from body3d.skeletons import COCO17, H36M17, MPPE18, MUPOTS17, MUPOTS21
+from body3d.skeletons import COCO17, H36M17, MPI_INF_3DHP28, MPPE18, MUPOTS17, MUPOTS21
 from body3d.view.render import render
 
 
@@ -270,6 +270,17 @@ def test_every_joint_of_the_usual_sets_is_there(joints):
     assert (scene.kp3d.conf == 1).all()
     bones = torch.stack([(scene.kp3d.xyz[:, a] - scene.kp3d.xyz[:, b]).norm(dim=-1) for a, b in joints.bones])
     assert bones.max() < 0.8
+
+
+def test_joints_that_the_body_cannot_give_are_not_known():
+    scene = Synthetic(joints=MPI_INF_3DHP28, size=(96, 128)).scene(0)
+    unknown = scene.kp3d.conf[0] == 0
+    assert {MPI_INF_3DHP28.names[i] for i in unknown.nonzero()[:, 0].tolist()} >= {"upper_spine", "top_spine"}
+    assert not scene.kp2d.conf[:, unknown].any() and not scene.visible[:, unknown].any()
+    usual = Synthetic(size=(96, 128)).scene(0)
+    assert torch.equal(scene.image, usual.image)
+    ankles = [joints.index("left_ankle") for joints in (MPI_INF_3DHP28, MUPOTS17)]
+    torch.testing.assert_close(scene.kp3d.xyz[:, ankles[0]], usual.kp3d.xyz[:, ankles[1]])
 
 
 def test_backgrounds_come_from_the_folder(tmp_path):

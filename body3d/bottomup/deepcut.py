@@ -331,7 +331,8 @@ class GeometryModel(Tensors):
 
     def probability(self, candidates: Candidates) -> Float[Tensor, "D D C C"]:
         step = candidates.xy[None, :, None, :] - candidates.xy[:, None, :, None]
-        return symmetric(self.other(_geometry(step, self.mean)), self.same(distance_features(diagonal(step))))
+        model = self.to(step.device)
+        return symmetric(model.other(_geometry(step, model.mean)), model.same(distance_features(diagonal(step))))
 
 
 def diagonal(of_pairs: Float[Tensor, "D D C C 2"]) -> Float[Tensor, "D D C 2"]:
@@ -346,7 +347,9 @@ def symmetric(other: Float[Tensor, "D D C C"], same: Float[Tensor, "D D C"]) -> 
 
 
 def fit_geometry(scenes: Sequence[Labelled], kinds: int, C: float = 1.0) -> GeometryModel:
-    """Learn from annotated images, best from candidates of a detector: parts found twice teach what is the same part."""
+    """Learn from annotated images, best from candidates of a detector: parts found twice teach what is the same part. On the CPU,
+    wherever they are."""
+    scenes = [scene.to("cpu") for scene in scenes]
     nothing = fit_logistic(torch.zeros(0, 13), torch.zeros(0))
     other, mean, same = [nothing] * kinds**2, torch.zeros(kinds, kinds, 3), []
     for c in range(kinds):

@@ -254,7 +254,9 @@ class ImageModel(Tensors):
 def fit_image_model(
     scenes: Sequence[tuple[Proposals, Int[Tensor, " _"], Int[Tensor, " _"]]], kinds: int, C: float = 1.0
 ) -> ImageModel:
-    """Learn from candidates of annotated images, and which part of which person each is (those that are none, left out)."""
+    """Learn from candidates of annotated images, and which part of which person each is (those that are none, left out). On the
+    CPU, wherever they are."""
+    scenes = [(proposals.to("cpu"), label.cpu(), person.cpu()) for proposals, label, person in scenes]
     nothing = fit_logistic(torch.zeros(0, 8), torch.zeros(0))
     other, same = [nothing] * kinds**2, []
     for c in range(kinds):

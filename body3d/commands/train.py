@@ -43,41 +43,59 @@ def train(args: Train) -> int:
     from body3d.learn.configs import read_config
 
     run = read_config(args.config)
-    if args.start is None:
+    _check(args)
+    if args.start is None and args.epochs is None:  # a trial of some epochs shall not take hours before
         _train_first(args, run)
     return run_training(args, run)
 
 
+def _check(args: Train) -> None:
+    """InputError for what can be refused before anything is read or trained."""
+    from body3d.atomic import check_writable
+    from body3d.commands.shared import check_device
+    from body3d.train import check_new
+
+    check_device(args.device)
+    if args.epochs is not None and args.epochs < 1:
+        raise InputError(f"--epochs is a number from 1, got {args.epochs}")
+    check_writable(_folder(args))
+    if not args.resume:
+        check_new(_folder(args))
+
+
+def _folder(args: Train) -> Path:
+    return args.out or Path("runs") / args.config.stem
+
+
 def _train_first(args: Train, run: "Run") -> None:
     """The training that `run` begins from, unless it has run to its end or no config beside this one makes it."""
+    from body3d.learn.configs import read_config
     from body3d.train import LAST, finished
 
     start = getattr(run, "start", None)
     if not isinstance(start, Path):
         return
     folder, config = start.parent, args.config.with_name(f"{start.parent.name}.py")
-    if config == args.config or not config.is_file() or finished(folder):
+    if config == args.config or not config.is_file() or finished(folder, read_config(config).plan.epochs):
         return
     print(f"{args.config} begins from {start}: {config} is trained first", file=sys.stderr)
-    train(Train(config, args.data, folder, resume=(folder / LAST).exists(), device=args.device))
+    train(Train(config, args.data, folder, resume=(folder / LAST).exists(), seed=args.seed, device=args.device))
 
 
 def run_training(args: Train, run: "Run") -> int:
     """Train what `run` says with what `args` changes of it."""
     import torch
 
-    from body3d.commands.shared import DONE, check_device
+    from body3d.commands.shared import DONE
     from body3d.train import BEST
     from body3d.train import train as train_task
 
-    check_device(args.device)
-    if args.epochs is not None and args.epochs < 1:
-        raise InputError(f"--epochs is a number from 1, got {args.epochs}")
+    _check(args)
     if args.seed is not None:
         run = changed(run, "--seed", plan=replace(run.plan, seed=args.seed))
     if args.start is not None:
         run = changed(run, "--start", start=args.start)
-    folder = args.out or Path("runs") / args.config.stem
+    folder = _folder(args)
     task = run.task(args.data, torch.device(args.device))
     # The task has read the config's plan: what changes over the training does so as if it went on to its end.
     plan = run.plan if args.epochs is None else replace(run.plan, epochs=args.epochs)

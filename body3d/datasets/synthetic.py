@@ -204,8 +204,10 @@ def _visibility(
     canvas: Canvas, xyz: Float[np.ndarray, "N J 3"], reach: Float[np.ndarray, "N J"]
 ) -> tuple[Bool[np.ndarray, "N J"], Bool[np.ndarray, "N J"]]:
     """Which joints are seen and which are in the image. Joints lie in the flesh: their own body hides them only where its surface
-    is further in front of them than `reach` (m); anything else hides them wherever it is in front."""
-    at = canvas.project(xyz)
+    is further in front of them than `reach` (m); anything else hides them wherever it is in front. What the body cannot give lies
+    in the camera, and in no image."""
+    with np.errstate(invalid="ignore"):
+        at = np.nan_to_num(canvas.project(xyz), nan=-1e6)
     inside = (at > -0.5).all(-1) & (at[..., 0] < canvas.size[1] - 0.5) & (at[..., 1] < canvas.size[0] - 0.5)
     column, row = (np.rint(at[..., axis]).clip(0, canvas.size[1 - axis] - 1).astype(int) for axis in (0, 1))
     owner, inverse = canvas.owner[row, column], canvas.inverse[row, column]

@@ -32,6 +32,8 @@ class Protocol:
     joints: JointSet | None  # both are brought into this set; None: they must be in one already
     figures: Callable[[Poses, Poses], tuple[Figure, ...]]
     paired: bool = True  # every prediction belongs to one pose of the truth
+    counted: Callable[[JointSet], Sequence[str]] | None = None  # the joints that predictions must have; None: all
+    shares: bool = False  # of correct joints: one that was not found in a pose is wrong there
 
 
 def evaluate(name: str, predicted: Poses, truth: Poses) -> Result:
@@ -51,7 +53,14 @@ def evaluate(name: str, predicted: Poses, truth: Poses) -> Result:
     if not (truth.conf > 0).any():
         raise InputError(f"{truth.source} has no point with a conf above 0: there is nothing to compare with")
     wanted = (truth.conf > 0) if protocol.paired else (truth.conf > 0).any(0)
-    lost = wanted & ~(predicted.conf > 0)
+    if protocol.counted is not None and truth.joints is not None:
+        names = protocol.counted(truth.joints)
+        wanted = wanted & torch.tensor([name in names for name in truth.joints.names])
+    found = predicted.conf > 0
+    lost = wanted & ~found
+    if protocol.shares:
+        predicted = replace(predicted, points=torch.where(found.unsqueeze(-1), predicted.points, torch.inf))
+        lost = lost & ~found.any(0)  # what no pose has, a set of other joints does not have
     if lost.any():
         lacking = lost.any(0).nonzero()[:, 0].tolist()
         names = f"points {lacking[:5]}" if truth.joints is None else ", ".join(truth.joints.names[j] for j in lacking)
@@ -92,13 +101,17 @@ def _pck3d(joints: Sequence[str]) -> Callable[[Poses, Poses], tuple[Figure, ...]
     return figures
 
 
+def _root_of(joints: JointSet) -> str:
+    root = joints.parents.index(-1)
+    return "pelvis" if "pelvis" in joints else joints.names[root]
+
+
 def _root_position(predicted: Poses, truth: Poses) -> tuple[Figure, ...]:
-    joints = _set(truth)
-    row = joints.parents.index(-1) if "pelvis" not in joints else joints.index("pelvis")
+    name = _root_of(_set(truth))
+    row = _set(truth).index(name)
     difference = MM * (predicted.points[:, row] - truth.points[:, row])
     conf = truth.conf[:, row, None]
     values = {"MRPE": difference.norm(dim=-1), **{f"MRPE {a}": difference[:, i].abs() for i, a in enumerate("xyz")}}
-    name = joints.names[row]
     return tuple(
         _summary(key, "mm", value[:, None], truth, None, "none", "none", columns=(name,), conf=conf)
         for key, value in values.items()
@@ -286,7 +299,8 @@ def _3dhp(joints: Sequence[str]) -> Callable[[Poses, Poses], tuple[Figure, ...]]
 
 
 _TORSO = _pck2d("PCK", _torso, "left shoulder to right hip", 0.2)
-_PCKH = _pck2d("PCKh", _head, "0.6 of the head's diagonal", 0.5, ("pelvis", "thorax"))
+_NOT_IN_PCKH = ("pelvis", "thorax")
+_PCKH = _pck2d("PCKh", _head, "0.6 of the head's diagonal", 0.5, _NOT_IN_PCKH)
 
 PROTOCOLS: dict[str, Protocol] = {
     "h36m-1": Protocol("Human3.6M, protocol 1 of Martinez and VideoPose3D (S9 and S11)", "xyz", H36M17, _all(_MPJPE)),
@@ -303,13 +317,16 @@ PROTOCOLS: dict[str, Protocol] = {
         "MuPoTS-3D: 3DPCK over 14 joints and all people (give each one's sequence as `actions` for the mean of sequences). Unlike "
         "the official script it matches people by roots in space, not by joints in the image, and keeps predicted limb lengths, "
         "which that script makes the true ones",
-        "xyz", MUPOTS17, _several_people, paired=False,
+        "xyz", MUPOTS17, _several_people, paired=False, counted=lambda _: COUNTED14, shares=True,
     ),
-    "mrpe": Protocol("the root's absolute position", "xyz", None, _root_position),
+    "mrpe": Protocol("the root's absolute position", "xyz", None, _root_position, counted=lambda joints: (_root_of(joints),)),
     "motion": Protocol("errors of velocity and acceleration, root-relative", "xyz", None, _motion),
     "mesh": Protocol("per-vertex errors of meshes of one topology", "vertices", None, _mesh),
-    "lsp-pck": Protocol("LSP: PCK@0.2 of left shoulder to right hip", "xy", LSP14, _TORSO),
-    "lsp-pcp": Protocol("LSP: correct parts", "xy", LSP15, _parts),
-    "flic-pck": Protocol("FLIC: PCK@0.2 of left shoulder to right hip", "xy", None, _TORSO),
-    "mpii-pckh": Protocol("MPII: PCKh@0.5 over 14 joints (no pelvis, no thorax)", "xy", MPII16, _PCKH),
+    "lsp-pck": Protocol("LSP: PCK@0.2 of left shoulder to right hip", "xy", LSP14, _TORSO, shares=True),
+    "lsp-pcp": Protocol("LSP: correct parts", "xy", LSP15, _parts, shares=True),
+    "flic-pck": Protocol("FLIC: PCK@0.2 of left shoulder to right hip", "xy", None, _TORSO, shares=True),
+    "mpii-pckh": Protocol(
+        "MPII: PCKh@0.5 over 14 joints (no pelvis, no thorax)", "xy", MPII16, _PCKH,
+        counted=lambda joints: [name for name in joints.names if name not in _NOT_IN_PCKH], shares=True,
+    ),
 }  # fmt: skip

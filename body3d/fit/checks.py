@@ -1,6 +1,7 @@
 """What is looked at before a fit: cameras, keypoints and heights that cannot be meant are refused or said."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -90,12 +91,12 @@ def cleaned(keypoints: Keypoints2D, camera: Camera, model: BodyModel) -> tuple[K
     return Keypoints2D(xy.nan_to_num(0.0, 0.0, 0.0), conf, keypoints.joints), notes
 
 
-def check_enough(problem: Problem, first: int = 0) -> None:
-    """InputError for a person with too few known points that the model has; `first` is the number of the problem's first one."""
+def check_enough(problem: Problem, numbers: Sequence[int]) -> None:
+    """InputError for a person with too few known points that the model has; `numbers` are by which the problem's are called."""
     usable = ((problem.conf > 0) & problem.is_body).sum(1)
     if len(problem.names) == 0 or (usable < FEWEST).any():
         few = int(usable.argmin())
         raise InputError(
-            f"person {first + few} has {int(usable.min())} known body points that the {problem.model.kind} model has; "
+            f"person {numbers[few]} has {int(usable.min())} known body points that the {problem.model.kind} model has; "
             f"a fit needs at least {FEWEST}"
         )

@@ -136,8 +136,9 @@ def fit_skeleton(
     a joint of a frame out, one between 0 and 1 lets it count less. `camera` must not be turned or moved (R = 1, t = 0), which is
     what "the camera's frame" says. `skeleton` None: bones as long as the median of `local`, whose scale is the scale of all. What
     is not finite is unknown. In 3D a joint counts where all joints on its way from the root are known: it is brought to the
-    skeleton's lengths bone by bone. InputError for joints that are not the same, a camera that is turned or moved, a bone of which
-    `local` does not tell the length, and a first frame that puts the person behind the camera.
+    skeleton's lengths bone by bone; the root itself is the origin, whatever its confidence. Before the first frame with two joints
+    that are known in 3D and in 2D the person is as in it. InputError for joints that are not the same, a camera that is turned or
+    moved, a bone of which `local` does not tell the length, no such frame, and one that puts the person behind the camera.
     """
     if local.joints is not image.joints or local.xyz.shape[:-1] != image.xy.shape[:-1] or local.xyz.ndim != 3:
         raise InputError(
@@ -152,21 +153,27 @@ def fit_skeleton(
         return Keypoints3D(local.xyz, conf, local.joints, "camera")
     skeleton = skeleton or Skeleton.of(local.xyz, local.joints, conf)
     target = skeleton.with_these_bones(local.xyz.nan_to_num(0.0, 0.0, 0.0))
-    counted = torch.where((~known).to(target) @ skeleton.below.mT > 0, 0.0, conf)
+    rooted = known.clone()
+    rooted[:, skeleton.root] |= local.xyz[:, skeleton.root].isfinite().all(-1)
+    counted = torch.where((~rooted).to(target) @ skeleton.below.mT > 0, 0.0, conf)
     counted_2d = torch.where(image.xy.isfinite().all(-1) & (image.conf > 0), image.conf, 0.0)
+    enough = ((counted > 0) & (counted_2d > 0)).sum(1) >= 2
+    if not enough.any():
+        raise InputError("no frame has two joints that are known in 3D and in 2D: nothing says where the person stands")
+    first = int(enough.int().argmax())
     xy = image.xy.nan_to_num(0.0, 0.0, 0.0)
     x = target.new_zeros(1, len(skeleton))
     # Until a frame is known, all that is known of the rest pose is how it points: the first fit turns it.
-    x[0, -3:] = _first_place(target[0], xy[0], counted_2d[0] * (counted[0] > 0), camera)
+    x[0, -3:] = _first_place(target[first], xy[first], counted_2d[first] * (counted[first] > 0), camera)
     places: list[Tensor] = []
-    for frame in range(len(target)):
+    for frame in range(first, len(target)):
         energy = _Energy(
             skeleton, target[frame], xy[frame], counted[frame], counted_2d[frame], camera, weights, places[-2:]
         )
-        x = levenberg_marquardt(energy, x, iterations if frame else 5 * iterations, tolerance=1e-5).x
+        x = levenberg_marquardt(energy, x, iterations if places else 5 * iterations, tolerance=1e-5).x
         x = torch.cat([_short(x[:, :-3]), x[:, -3:]], 1)
         places.append(skeleton.pose(x)[0][0])
-    return Keypoints3D(torch.stack(places), conf, local.joints, "camera")
+    return Keypoints3D(torch.stack(places[:1] * first + places), conf, local.joints, "camera")
 
 
 def _short(x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
@@ -186,7 +193,9 @@ def _first_place(
         (rows * weight.unsqueeze(-1)).flatten(0, 1), (right * weight).flatten()[:, None]
     ).solution
     if place[2] <= 0:
-        raise InputError("the first frame's 2D and 3D joints do not fit: the person would stand behind the camera")
+        raise InputError(
+            "2D and 3D joints of the first known frame do not fit: the person would stand behind the camera"
+        )
     return place[:, 0]
 
 

@@ -101,10 +101,10 @@ def fit_keypoints(
     """One `FitResult` for each person of `keypoints` (N, J), in their order, in camera space.
 
     Everything is brought to the model's device and floating-point type. `camera` is the photo's (R = 1, t = 0). `given` are 3D
-    poses of all people from other sources; `world`, a detector's, is short for one more of them. `on_body` says where the
-    detector's points lie on the body where their names do not (`body.definitions`). `height` (m) is the people's, if known. Raises
-    InputError for a person with fewer than four known points that the model has, for 3D poses of other people, and for a camera or
-    a height that cannot be.
+    poses of all people from other sources (confidences of 0: this source knows nothing of that person); `world`, a detector's, is
+    short for one more of them. `on_body` says where the detector's points lie on the body where their names do not
+    (`body.definitions`). `height` (m) is the people's, if known. Raises InputError for a person with fewer than four known points
+    that the model has, for 3D poses of other people, and for a camera or a height that cannot be.
     """
     like = model.template
     given = [source.to(like) for source in (*([] if world is None else [detector_3d(world)]), *given)]
@@ -115,23 +115,27 @@ def fit_keypoints(
     check_given(given, keypoints)
     if height is not None:
         options = replace(options, trust=replace(options.trust, height=height))
-    if given:
-        options = replace(options, trust=options.trust.beside_3d())
     prior = (prior or MaxMixturePrior.shipped()).to(like.device, like.dtype)
     latent = None
     if options.pose == "latent":
         latent = deepcopy(shipped_vposer()).to(keypoints.xy)
     unknowns = Unknowns(model, options.num_shape, options.num_expression, latent=latent)
-    results: list[FitResult] = []
-    for first in range(0, len(keypoints.xy), options.people_at_once):
-        some = slice(first, first + options.people_at_once)
-        sources = tuple(source[some] for source in given)
-        with _few_threads(len(keypoints.xy[some]) * options.yaws), torch.no_grad():
-            began = time.perf_counter()
-            problem = Problem(model, prior, keypoints[some], camera, sources, on_body, options.trust, unknowns)
-            check_enough(problem, first)
-            results += _fit(problem, sources, options, notes[some], began)
-    return results
+    told = torch.zeros(len(keypoints.xy), dtype=torch.bool, device=keypoints.xy.device)
+    for source in given:
+        told |= (source.keypoints.conf > 0).any(-1)
+    results: dict[int, FitResult] = {}
+    for those, said, trust in ((told, given, options.trust.beside_3d()), (~told, (), options.trust)):
+        of_those, people = replace(options, trust=trust), those.nonzero()[:, 0].tolist()
+        for first in range(0, len(people), options.people_at_once):
+            some = people[first : first + options.people_at_once]
+            sources = tuple(source[some] for source in said)
+            with _few_threads(len(some) * options.yaws), torch.no_grad():
+                began = time.perf_counter()
+                problem = Problem(model, prior, keypoints[some], camera, sources, on_body, trust, unknowns)
+                check_enough(problem, some)
+                found = _fit(problem, sources, of_those, [notes[n] for n in some], began)
+            results.update(zip(some, found, strict=True))
+    return [results[n] for n in range(len(keypoints.xy))]
 
 
 @contextmanager

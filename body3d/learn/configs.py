@@ -1,6 +1,7 @@
 """Configs: Python files that define `run`, which says everything that a training depends on."""
 
 import runpy
+import zipfile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -29,6 +30,8 @@ def read_config(path: Path) -> Run:
     if not path.is_file():
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
         raise InputError(f"{path}: there is no such config" + (f"; there are {beside}" if beside else ""))
+    if zipfile.is_zipfile(path):  # Python would look for a program in it
+        raise InputError(f"{path} is an archive, as checkpoints are, and no config; see configs/lspet_small.py")
     try:
         run = runpy.run_path(str(path)).get("run")
     except SyntaxError as error:

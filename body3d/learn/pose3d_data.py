@@ -146,7 +146,7 @@ class RenderedScenes:
         of = np.concatenate([chunk["of"] for chunk in chunks])
         rows = torch.from_numpy(np.flatnonzero(of < len(images)))
         joined = lambda name: torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks]))[rows]
-        conf3d = torch.ones_like(joined("conf"))
+        conf3d = (joined("xyz") != 0).any(-1).float()  # what the body cannot give lies in the camera
         size = torch.tensor(self.size).float().expand(len(rows), 2)
         people = People3D(
             images, self.joints, torch.from_numpy(of)[rows], joined("xy"), joined("conf"), joined("visible"), joined("xyz"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from body3d.codecs.base import Size
 from body3d.codecs.locationmap import LocationMap, RedundantMap
 from body3d.codecs.volume import CoarseToFine
+from body3d.errors import InputError
 from body3d.nets.efficientnet_lite import NORMALISE
 from body3d.nets3d import dconvmp, mppe, orpm, vnect, volumetric
 from body3d.nets3d.methods import ByCoarseToFine, ByIntegral, ByLocationMaps, ByWindows
@@ -34,7 +35,7 @@ def vnect_lite(joints: JointSet = H36M17, side: int = 160) -> Regressor:
     """Maps in units of 0.1 m, with bumps of one cell of 8 pixels. `side` of the crop: a multiple of 32."""
     codec = LocationMap(joints, unit=0.1, sigma=1.0, location=0.1)
     net = vnect.vnect_lite(len(joints))
-    return Regressor("vnect_lite", net, ByLocationMaps(codec), joints, (side, side), NORMALISE)
+    return Regressor("vnect_lite", net, ByLocationMaps(codec), joints, _square(side), NORMALISE)
 
 
 def volumetric_256(joints: JointSet = H36M17) -> Regressor:
@@ -56,7 +57,7 @@ def posenet_256(joints: JointSet = MPPE18) -> Regressor:
 def posenet_lite(joints: JointSet = H36M17, side: int = 160) -> Regressor:
     """`side` of the crop: a multiple of 32."""
     net = mppe.posenet_lite(len(joints))
-    return Regressor("posenet_lite", net, ByIntegral(), joints, (side, side), NORMALISE)
+    return Regressor("posenet_lite", net, ByIntegral(), joints, _square(side), NORMALISE)
 
 
 def rootnet_256(joints: JointSet = MPPE18) -> RootFinder:
@@ -77,7 +78,7 @@ def dconvmp_lite(joints: JointSet = H36M17, side: int = 160, phase: dconvmp.Phas
     """`side` of the crop: a multiple of 32. Windows are a quarter of it."""
     method = ByWindows(dconvmp.PoseTarget(joints), dconvmp.Windows(side=side / 4), phase)
     net = dconvmp.dconvmp_lite(len(joints), side)
-    return Regressor("dconvmp_lite", net, method, joints, (side, side), NORMALISE)
+    return Regressor("dconvmp_lite", net, method, joints, _square(side), NORMALISE)
 
 
 def orpm_320(joints: JointSet = MUPOTS17) -> SceneRegressor:
@@ -88,6 +89,12 @@ def orpm_320(joints: JointSet = MUPOTS17) -> SceneRegressor:
 def orpm_lite(joints: JointSet = H36M17) -> SceneRegressor:
     net = orpm.orpm_lite(joints)
     return SceneRegressor("orpm_lite", net, _redundant(joints, 0.1), (160, 160), 4, space=1.0, normalise=NORMALISE)
+
+
+def _square(side: int) -> Size:
+    if side < 32 or side % 32:
+        raise InputError(f"crops of this network have a side that is a multiple of 32 pixels, got {side}")
+    return side, side
 
 
 def _redundant(joints: JointSet, unit: float) -> RedundantMap:

@@ -43,9 +43,9 @@ class _Whole(nn.Module):
 
 
 def _words(state: Any) -> str:
-    return (
-        f"{state.get('name')} with the joints {state.get('joints')}" if isinstance(state, dict) else "another network"
-    )
+    if not isinstance(state, dict):
+        return "another network"
+    return f"{state.get('name')} with the joints {state.get('joints')} for crops of {state.get('size')}"
 
 
 class Regressor(_Whole):
