@@ -566,7 +566,6 @@ def test_a_training_runs_those_first_that_it_begins_from(poses, tmp_path, monkey
     ("name", "net", "joints"),
     [
         ("synthetic_vnect_128", "vnect_lite", H36M17),
-        ("synthetic_vnect_160", "vnect_lite", H36M17),
         ("synthetic_vnect", "vnect_lite", H36M17),
         ("synthetic_orpm", "orpm_lite", H36M17),
         ("synthetic_volumetric", "volumetric_lite", H36M17),

@@ -54,26 +54,6 @@ def test_maps_are_in_centimetres_and_say_bones_too():
     torch.testing.assert_close(maps.delta[0, wrist, :, 3, 4], 100 * (xyz[0, wrist] - xyz[0, elbow]))
 
 
-def test_with_a_floor_location_maps_are_taught_everywhere():
-    """Off by half a metre along x everywhere: every cell counts by the heat map or, where that is lower, by the floor."""
-    codec, (xy, xyz) = LocationMap(sigma=1.0, floor=0.1), person(2)
-    xy[0, 3] = -50.0  # outside the crop, known in space
-    weight, weight3d = torch.ones(2, 21), torch.ones(2, 21)
-    weight[0, 3] = weight3d[1, 5] = 0
-    target = codec.target(xy, xyz, SIZE, GRID)
-    off = target.location.clone()
-    off[:, :, 0] += 50  # maps are in centimetres
-    maps = LocationMaps(target.heat, off.requires_grad_(), target.delta)
-    loss = codec.loss(maps, xy, xyz, weight, weight3d, SIZE)
-    counts = target.heat.clamp_min(0.1).square().sum((-1, -2))
-    counts[0, 3] = 0.1**2 * GRID[0] * GRID[1]
-    expected = codec.location * 50**2 * (counts * weight3d).sum() / weight3d.sum()
-    torch.testing.assert_close(loss, expected)
-    (gradient,) = torch.autograd.grad(loss, off)
-    taught = gradient[:, :, 0].flatten(2).abs()
-    assert (taught[0].amin(-1) > 0).all() and taught[1, 5].max() == 0
-
-
 def test_the_location_loss_has_no_gradient_off_the_heat_maps():
     codec, (xy, xyz) = LocationMap(), person(2)
     maps = LocationMaps(*(torch.randn_like(m).requires_grad_() for m in codec.target(xy, xyz, SIZE, GRID)))

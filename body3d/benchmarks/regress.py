@@ -37,7 +37,7 @@ __all__ = ["CONFIGS", "bench_regress", "held_out_people", "lifted"]
 
 # In the order in which they begin from each other.
 CONFIGS = (
-    "mppe_posenet_128", "mppe_posenet", "mppe_rootnet", "vnect_128", "vnect_160", "vnect", "orpm", "volumetric", "dconvmp",
+    "mppe_posenet_128", "mppe_posenet", "mppe_rootnet", "vnect_128", "vnect", "orpm", "volumetric", "dconvmp",
 )  # fmt: skip
 SEED = 1  # of the scenes that are scored: not those of the trainings' validation
 ROOT = H36M17.index("pelvis")

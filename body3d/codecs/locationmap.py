@@ -54,8 +54,7 @@ class LocationMap:
     Mehta et al., "VNect: real-time 3D human pose estimation with a single RGB camera", SIGGRAPH 2017. Maps hold units of `unit`
     metres (10 mm in the released weights). The loss of a location map is || H (X - X*) ||^2 with the true heat map H: nothing is
     asked for where that is 0, beyond 3 `sigma` cells. `location`: the weight of location and parent-relative maps against heat
-    maps; it and `sigma` are ours, the paper does not state them. `floor`, ours too: where H is lower, it counts as much, so that a
-    joint that is looked for at a wrong place, or lies outside the crop, is not read where nothing was ever asked for.
+    maps; it and `sigma` are ours, the paper does not state them.
     """
 
     joints: JointSet = MUPOTS21
@@ -63,7 +62,6 @@ class LocationMap:
     unit: float = 0.01
     sigma: float = 1.5
     location: float = 1e-3
-    floor: float = 0.0
 
     def heat(self, xy: Float[Tensor, "B J 2"], size: Size, grid: Size) -> Float[Tensor, "B J h w"]:
         """Bumps at crop pixels `xy`, cut at 3 sigma."""
@@ -88,11 +86,10 @@ class LocationMap:
         """`weight` of what is known in 2D, `weight3d` of what is known in 3D too; 0 teaches nothing."""
         target = self.target(xy, xyz, size, (maps.heat.shape[-2], maps.heat.shape[-1]))
         heat = (maps.heat - target.heat).square().sum((-1, -2))
-        seen = torch.where(weight[..., None, None] > 0, target.heat, 0).clamp_min(self.floor).unsqueeze(2)
+        seen = target.heat.unsqueeze(2)
         squares = lambda ours, theirs: (seen * (ours - theirs)).square().sum((-1, -2, -3))
         space = squares(maps.location, target.location) + squares(maps.delta, target.delta)
-        taught = weight3d if self.floor else weight * weight3d
-        return weighted_mean(heat, weight) + self.location * weighted_mean(space, taught)
+        return weighted_mean(heat, weight) + self.location * weighted_mean(space, weight * weight3d)
 
     def decode(
         self, maps: LocationMaps, size: Size

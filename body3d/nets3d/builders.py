@@ -31,10 +31,9 @@ def vnect_368(joints: JointSet = MUPOTS21) -> Regressor:
     )
 
 
-def vnect_lite(joints: JointSet = H36M17, side: int = 160, floor: float = 0.1) -> Regressor:
-    """Maps in units of 0.1 m, with bumps of one cell of 8 pixels. `side` of the crop: a multiple of 32. `floor`: of `LocationMap`;
-    0 as published."""
-    codec = LocationMap(joints, unit=0.1, sigma=1.0, location=0.1, floor=floor)
+def vnect_lite(joints: JointSet = H36M17, side: int = 160) -> Regressor:
+    """Maps in units of 0.1 m, with bumps of one cell of 8 pixels. `side` of the crop: a multiple of 32."""
+    codec = LocationMap(joints, unit=0.1, sigma=1.0, location=0.1)
     net = vnect.vnect_lite(len(joints))
     return Regressor("vnect_lite", net, ByLocationMaps(codec), joints, _square(side), NORMALISE)
 
