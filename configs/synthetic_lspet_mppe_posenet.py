@@ -1,8 +1,10 @@
-"""3DMPPE's PoseNet on rendered people and, half and half, photos whose joints are marked in 2D alone; after synthetic_mppe_posenet.
+"""3DMPPE's PoseNet on rendered people and, half and half, photos whose joints are marked in 2D alone, 128x128; after
+synthetic_mppe_posenet_128.
 
 The paper mixes MPII in for the same reason: a network that has seen one kind of image is lost on others.
 """
 
+from functools import partial
 from pathlib import Path
 
 from body3d.learn.crops import lspet
@@ -16,8 +18,8 @@ EPOCHS = 3  # of 11,400 crops, about five minutes of one core
 
 run = RegressRun(
     data=Mixed(RenderedScenes(count=15000), lspet(), H36M17),
-    net=posenet_lite,
-    start=Path("runs/synthetic_mppe_posenet/best.pt"),
+    net=partial(posenet_lite, side=128),
+    start=Path("runs/synthetic_mppe_posenet_128/best.pt"),
     plan=Plan(EPOCHS, 1e-3, Cosine(EPOCHS, warmup=0.2), "adamw", weight_decay=0.01, clip_norm=1.0, ema=0.99),
     batch=32,
     steps=356,
