@@ -55,7 +55,7 @@ ROOT_TRAINING = replace(CROP_TRAINING, scale=0.0)
 # Rendered people come from cameras of all kinds already: a little movement keeps crops from being learnt by heart.
 RENDERED_TRAINING = replace(CROP_TRAINING, scale=0.1, rotation=0.0, colours=Colours())
 MM = 1000.0
-SHOWN, TILE = 8, 256
+SHOWN, TILE, TITLE = 8, 256, 72
 
 
 class Batch(NamedTuple):
@@ -219,7 +219,9 @@ class RegressTask(Task):
             high = max(side.shape[0] for side in sides)
             padded = np.full((high, TILE, 3), 255, np.uint8)
             padded[:TILE] = drawn
-            tiles[f"person {int(rows[n])}: found, true"] = np.concatenate([padded, *sides], 1)
+            row = np.concatenate([padded, *sides], 1)
+            title = np.full((TITLE, row.shape[1], 3), 255, np.uint8)
+            tiles[f"person {int(rows[n])}: found, true"] = np.concatenate([title, row])
         return contact_sheet(tiles, columns=2)
 
     def groups(self, name: str) -> list[dict[str, Any]]:
