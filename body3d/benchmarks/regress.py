@@ -27,6 +27,7 @@ from body3d.learn.pose3d_data import People3D, RenderedScenes
 from body3d.learn.pose3d_scenes import SceneRun, SceneTask, find_in_images, matched
 from body3d.lift.embedded import embedded_lifter, lift
 from body3d.metrics.mpjpe import mpjpe, pa_mpjpe
+from body3d.nets3d.methods import ByCoarseToFine, ByIntegral
 from body3d.nets3d.regressors import Regressor, RootFinder, SceneRegressor
 from body3d.skeletons import H36M17
 from body3d.train import LAST, read_checkpoint, train, weights_in
@@ -79,9 +80,11 @@ def bench_regress(
             table[name] = _of_found(found.xyz, found.known, people, mean_pose)
         elif isinstance(net, Regressor):
             told: dict[str, Tensor | None] = {"": None}
-            if name.startswith("mppe_posenet"):
+            if isinstance(net.method, ByIntegral | ByCoarseToFine):  # they see depth from the root alone
                 told = {"true root depth": truth[:, 2]}
-                if roots is not None:
+                if isinstance(net.method, ByCoarseToFine):
+                    told["root depth by limbs"] = None
+                elif roots is not None:
                     told["RootNet's depth"] = roots[:, 2]
             for how, depth in told.items():
                 said = regress_people(net, people, depth=depth, flip=True)

@@ -64,7 +64,8 @@ class CoarseToFine:
     rounds the place to a cell. Here the place is exact, unless there is one slice alone in the window.
 
     `teach` "entropy" is ours: each volume goes through a softmax, and its cross entropy to the bump, made to sum to 1, is taken.
-    Hardly a voxel in a thousand is not 0; by squares a network learns for thousands of steps to say nothing first.
+    Hardly a voxel in a thousand is not 0; by squares a network learns for thousands of steps to say nothing first. Such a volume
+    says where a joint may be, and is read by its mean, which errs less than its highest voxel.
     """
 
     depths: tuple[int, ...] = (1, 2, 4, 64)
@@ -119,14 +120,15 @@ class CoarseToFine:
     def decode(
         self, raws: Sequence[Float[Tensor, "B _ h w"]], size: Size
     ) -> tuple[Float[Tensor, "B J 2"], Float[Tensor, "B J"], Float[Tensor, "B J"]]:
-        """Pixels of the crop, metres from the root, and confidence: the highest voxel of the last stack.
+        """Pixels of the crop, metres from the root, and confidence: the place and the value of the last stack's highest voxel.
 
-        By "entropy" confidence is that voxel's share over what it would be in a bump.
+        By "entropy" the place is the mean, and the confidence is the highest voxel's share over what it would be in a bump.
         """
         raw, slices = raws[-1], self.depths[-1]
         volume = self.volume(raw, slices)
         cell, top = voxel_argmax(volume)
         if self.teach == "entropy":
+            cell = soft_argmax_3d(volume)
             bump = (2 * math.pi) ** 1.5 * self.sigma**3 * slices / raw.shape[-1]  # its sum; the highest voxel is 1
             top = (bump * (top - volume.flatten(2).logsumexp(-1)).exp()).clamp_max(1)
         xy = from_grid(cell[..., :2], (raw.shape[-2], raw.shape[-1]), size)
