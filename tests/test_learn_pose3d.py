@@ -549,6 +549,11 @@ def test_a_training_runs_those_first_that_it_begins_from(poses, tmp_path, monkey
     assert trained()[0] == 0
     code, said = trained()  # the second is not overwritten
     assert code == 2 and "trained first" not in said
+    shutil.copytree("runs/first", "kept")
+    shutil.rmtree("runs/first")
+    code, said = trained("--resume")  # what goes on has begun already
+    assert "trained first" not in said and not Path("runs/first").exists()
+    shutil.copytree("kept", "runs/first")
     # Killed in the first: it goes on.
     last = read_checkpoint("runs/first/last.pt")
     torch.save(last | {"log": last["log"][:1]}, "runs/first/last.pt")

@@ -44,7 +44,8 @@ def train(args: Train) -> int:
 
     run = read_config(args.config)
     _check(args)
-    if args.start is None and args.epochs is None:  # a trial of some epochs shall not take hours before
+    # A trial of some epochs shall not take hours before; a run that goes on has begun already.
+    if args.start is None and args.epochs is None and not args.resume:
         _train_first(args, run)
     return run_training(args, run)
 

@@ -10,6 +10,7 @@ from body3d.body.model import BodyModel
 from body3d.body.parts import body_parts
 from body3d.fit.collision import resolve
 from body3d.fit.findings import measured
+from body3d.fit.solve import few_threads
 from body3d.types import FitResult
 
 __all__ = ["inspected"]
@@ -27,7 +28,7 @@ def inspected(result: FitResult, model: BodyModel, apart: bool, on_body: dict[st
     parts = body_parts(model)
     found = penetrations(result.body.mesh.verts.numpy(force=True), parts)
     if apart and found and found[0].depth > TOLERATED:
-        with torch.no_grad():
+        with few_threads(1), torch.no_grad():
             resolution = resolve(model, result.params, tolerance=TOLERATED, parts=parts)
             moved = replace(result, params=resolution.params, body=model(resolution.params))
         where = mixtures(model.keypoints, result.keypoints.joints, on_body)

@@ -15,8 +15,7 @@ The published table of weights, the robustifier, the form of the priors and the 
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -35,6 +34,7 @@ from body3d.fit.checks import check_camera, check_enough, check_height, cleaned
 from body3d.fit.findings import measured, unseen
 from body3d.fit.given import Given3D, check_given, detector_3d
 from body3d.fit.problem import SWAPS, Problem, Solver, Stage, Trust
+from body3d.fit.solve import few_threads
 from body3d.fit.starts import (
     BELIEF,
     SWAP_COST,
@@ -129,24 +129,13 @@ def fit_keypoints(
         for first in range(0, len(people), options.people_at_once):
             some = people[first : first + options.people_at_once]
             sources = tuple(source[some] for source in said)
-            with _few_threads(len(some) * options.yaws), torch.no_grad():
+            with few_threads(len(some) * options.yaws), torch.no_grad():
                 began = time.perf_counter()
                 problem = Problem(model, prior, keypoints[some], camera, sources, on_body, trust, unknowns)
                 check_enough(problem, some)
                 found = _fit(problem, sources, of_those, [notes[n] for n in some], began)
             results.update(zip(some, found, strict=True))
     return [results[n] for n in range(len(keypoints.xy))]
-
-
-@contextmanager
-def _few_threads(rows: int) -> Iterator[None]:
-    """The tensors of a small fit cannot be shared: threads would only wait for each other (up to ten times slower)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if rows < 128 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fit(

@@ -5,7 +5,8 @@ own step length and its own end, so a row's path does not depend on its neighbou
 Nocedal & Wright, Numerical Optimization, 2nd ed.: algorithm 7.4 (two loops), conditions (3.7).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,18 @@ from torch import Tensor
 Cost = Callable[[Float[Tensor, "B D"]], Float[Tensor, " B"]]
 
 ARMIJO, CURVATURE = 1e-4, 0.9
+
+
+@contextmanager
+def few_threads(rows: int) -> Iterator[None]:
+    """The tensors of a small fit cannot be shared: threads would only wait for each other, fifteen times slower where other work
+    runs beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if rows < 128 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

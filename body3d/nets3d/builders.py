@@ -120,4 +120,4 @@ SIZED = (vnect_lite, posenet_lite, dconvmp_lite)  # they come for crops of sever
 def build(name: str, joints: JointSet, size: Size | None = None) -> Whole:
     """The network of that name, for crops of `size` if it comes for several."""
     builder = BUILDERS[name]
-    return builder(joints, size[0]) if size is not None and builder in SIZED else builder(joints)  # type: ignore[call-arg]
+    return builder(joints, size[0]) if size is not None and builder in SIZED else builder(joints)
