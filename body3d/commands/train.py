@@ -42,12 +42,7 @@ def train(args: Train) -> int:
     """Run `Train`; the exit code."""
     from body3d.learn.configs import read_config
 
-    run = read_config(args.config)
-    _check(args)
-    # A trial of some epochs shall not take hours before; a run that goes on has begun already.
-    if args.start is None and args.epochs is None and not args.resume:
-        _train_first(args, run)
-    return run_training(args, run)
+    return run_training(args, read_config(args.config))
 
 
 def _check(args: Train) -> None:
@@ -92,6 +87,9 @@ def run_training(args: Train, run: "Run") -> int:
     from body3d.train import train as train_task
 
     _check(args)
+    # A trial of some epochs shall not take hours before; a run that goes on has begun already.
+    if args.start is None and args.epochs is None and not args.resume:
+        _train_first(args, run)
     if args.seed is not None:
         run = changed(run, "--seed", plan=replace(run.plan, seed=args.seed))
     if args.start is not None:
